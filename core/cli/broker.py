@@ -1,0 +1,52 @@
+"""`core broker`: the development server of this project."""
+
+import json
+
+import click
+
+from core.cli.main import Group, Options
+
+
+@click.group("broker", cls=Group)
+def command() -> None:
+    """Start, stop and look at the development server."""
+
+
+@command.command()
+@click.pass_obj
+def start(options: Options) -> None:
+    """Start it, if it is not up. Whatever needs a broker does so by itself."""
+    from core import embedded
+
+    server = embedded.ensure(options.load().root)
+    click.echo(f"valkey {server.version} · pid {server.pid} · {server.socket}")
+
+
+@command.command()
+@click.pass_obj
+def stop(options: Options) -> None:
+    """Stop it. Its data stays, and comes back with the next start."""
+    from core import embedded
+
+    server = embedded.stop(options.load().root)
+    click.echo(f"stopped (pid {server.pid})")
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_obj
+def status(options: Options, as_json: bool) -> None:
+    """Say whether it is up. Exits 3 when it is not."""
+    from core import embedded
+
+    server = embedded.find(options.load().root)
+    if as_json:
+        found = {"running": server is not None}
+        if server:
+            found |= {"pid": server.pid, "version": server.version, "socket": str(server.socket)}
+        click.echo(json.dumps(found))
+    elif server:
+        click.echo(f"running · valkey {server.version} · pid {server.pid} · {server.socket}")
+    else:
+        click.echo("not running")
+    raise SystemExit(0 if server else 3)

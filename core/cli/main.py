@@ -1,0 +1,76 @@
+"""The command group, and what all commands share: the project, verbosity and how an error ends one."""
+
+import sys
+from typing import Any
+
+import click
+
+from core import __version__
+from core.errors import CoreError
+
+
+class Group(click.Group):
+    """A group whose commands end with one line and an exit code, never with a traceback of ours."""
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        return super().get_command(context, name)
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        try:
+            return super().resolve_command(context, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], self.list_commands(context), n=1) if args else []
+            if near:
+                error.message = f"No such command {args[0]!r}. Did you mean {near[0]!r}?"
+            raise
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except CoreError as error:
+            click.echo(f"Error: {error}", err=True)
+            context.exit(error.exit_code)
+
+
+@click.group(
+    cls=Group,
+    context_settings={"auto_envvar_prefix": "CORE", "show_default": True, "help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="core")
+@click.option("--settings", metavar="MODULE[:CLASS]", show_envvar=True, help="The settings to use.")
+@click.option("-v", "--verbose", is_flag=True, show_envvar=True, help="Say where settings come from; log more.")
+@click.pass_context
+def cli(context: click.Context, settings: str | None, verbose: bool) -> None:
+    """Background tasks for async Python applications, run by Celery."""
+    context.obj = Options(settings, verbose)
+
+
+class Options:
+    """What stands before the command's name."""
+
+    def __init__(self, settings: str | None, verbose: bool) -> None:
+        self.settings = settings
+        self.verbose = verbose
+
+    def load(self) -> Any:
+        """Find the project and read its settings; say where they come from if asked to."""
+        from core import config
+
+        project = config.load_project(self.settings)
+        if self.verbose:
+            click.echo(f"settings: {project.settings} from {project.source} · project: {project.root}", err=True)
+        return project
+
+
+def main() -> None:
+    """Run the `core` command."""
+    from core.cli import broker, configuration, scheduler, worker
+
+    for module in (worker, scheduler, broker, configuration):
+        cli.add_command(module.command)
+    try:
+        cli(prog_name="core")
+    except KeyboardInterrupt:
+        sys.exit(130)

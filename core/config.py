@@ -1,0 +1,298 @@
+"""The project's settings: one class to subclass, and the one instance that this process uses."""
+
+import math
+import os
+import sys
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from core import discovery
+from core.errors import ConfigurationError
+from core.redis_url import RedisURL
+
+S = TypeVar("S", bound="Settings")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("True and False are not numbers")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("the number must be finite")
+    return value
+
+
+def _queue(value: str) -> str:
+    if not value.strip() or value != value.strip():
+        raise ValueError("a queue has a name without spaces around it")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """`a,b` beside `["a", "b"]`: an environment variable is easier to write the first way."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_number), AfterValidator(_finite), Field(gt=0)]
+SecondsOrZero = Annotated[float, BeforeValidator(_number), AfterValidator(_finite), Field(ge=0)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+CountOrZero = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+QueueName = Annotated[str, AfterValidator(_queue)]
+
+
+class Settings(BaseSettings):
+    """What a project may set. Subclass it in `src/settings.py`; each field is also read from the
+    environment variable of its own name in capitals, then from `.env.{ENVIRONMENT}` and `.env` in the
+    project's root. Durations are seconds.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="ignore", frozen=True, env_ignore_empty=True, validate_default=True, hide_input_in_errors=True
+    )
+
+    environment: Literal["development", "staging", "production", "testing"] = Field(
+        "development", description="Where this process runs. `production` never starts a development server."
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis or Valkey for broker, results and schedule: `redis://`, `rediss://` or `unix://`. "
+        "Unset, a development server is started inside the project.",
+    )
+    redis_verify_certificates: bool = Field(
+        True, description="Whether `rediss://` checks the server's certificate. False invites a man in the middle."
+    )
+    task_broker_url: SecretStr | None = Field(None, description="The broker, where it is not at `redis_url`.")
+    task_result_backend_url: SecretStr | None = Field(
+        None, description="The result backend, where it is not at `redis_url`."
+    )
+    task_enabled: bool = Field(
+        True, description="False: `delay` raises TasksDisabled, and worker and scheduler refuse to start."
+    )
+    task_default_queue: QueueName = Field("default", description="The queue of tasks that name none.")
+    task_queues: Annotated[tuple[QueueName, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), description="Queues beside the default one and those that tasks name, as a list or `a,b`."
+    )
+    task_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), description="Modules with tasks beside `src/apps/*/tasks.py` and `src/tasks.py`, as a list or `a,b`."
+    )
+    task_default_max_retries: CountOrZero = Field(
+        3, description="Retries after the first attempt: 3 means up to 4 attempts, 0 never retries."
+    )
+    task_default_retry_delay: SecondsOrZero = Field(60.0, description="Seconds between attempts.")
+    task_default_timeout: Seconds | None = Field(
+        300.0, description="Seconds one attempt may take; empty in code (None) means no limit."
+    )
+    task_publish_timeout: Seconds = Field(5.0, description="Seconds after which `delay` gives up on the broker.")
+    task_max_argument_bytes: Count = Field(
+        262_144, description="Largest size of a call's arguments as JSON. Big values belong in a store, not in Redis."
+    )
+    task_worker_pool: Literal["prefork", "threads"] = Field(
+        "prefork", description="`prefork`: a process per call at once. `threads`: one process, for tasks that wait."
+    )
+    task_worker_concurrency: Count | None = Field(
+        None, description="Calls at once in a worker. Unset: the number of cores (prefork) or 50 (threads)."
+    )
+    task_shutdown_timeout: Seconds = Field(
+        25.0, description="Seconds a stopping worker lets calls finish before it puts them back."
+    )
+    task_result_expires: Count = Field(86_400, description="Seconds that results are kept.")
+    task_store_arguments: bool = Field(
+        True, description="Keep name and arguments beside the result, where Flower shows them. False for privacy."
+    )
+    task_timezone: str = Field("UTC", description="The time zone in which cron entries are read.")
+    celery: dict[str, Any] = Field(
+        default_factory=dict, description="Celery's own settings, merged last over the generated ones."
+    )
+
+    _project_root: ClassVar[Path | None] = None
+
+    @field_validator("task_timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            zoneinfo.ZoneInfo(value)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"there is no time zone {value!r}; write one like Europe/Berlin") from None
+        return value
+
+    @field_validator("redis_url", "task_broker_url", "task_result_backend_url")
+    @classmethod
+    def _readable_url(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            if value is not None:
+                # Certificates are judged where the URL is used, with the setting that governs them.
+                RedisURL.parse(value.get_secret_value(), verify=False)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("celery")
+    @classmethod
+    def _json_only(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in ("accept_content", "result_accept_content"):
+            if key in value and set(value[key] or ["json"]) - {"json", "application/json"}:
+                raise ValueError(f"{key} admits more than JSON, which lets whoever can write to Redis run code")
+        for key in ("task_serializer", "result_serializer", "event_serializer"):
+            if value.get(key, "json") != "json":
+                raise ValueError(f"{key} must be json")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, then `.env.{ENVIRONMENT}`, then `.env`, both in the project's root, then the class."""
+        if settings_cls.model_config.get("env_file") is not None:
+            return init_settings, env_settings, dotenv_settings, file_secret_settings
+        root = _root_of(settings_cls)
+        base = DotEnvSettingsSource(settings_cls, env_file=root / ".env")
+        named = os.environ.get("ENVIRONMENT") or base.env_vars.get("environment")
+        named = named or settings_cls.model_fields["environment"].default
+        return init_settings, env_settings, DotEnvSettingsSource(settings_cls, env_file=root / f".env.{named}"), base
+
+    @property
+    def broker_url(self) -> RedisURL | None:
+        """Where the broker is; None when nothing says so."""
+        return self._url(self.task_broker_url or self.redis_url)
+
+    @property
+    def result_url(self) -> RedisURL | None:
+        """Where results are; None when nothing says so."""
+        return self._url(self.task_result_backend_url or self.redis_url)
+
+    def _url(self, secret: SecretStr | None) -> RedisURL | None:
+        return RedisURL.parse(secret.get_secret_value(), verify=self.redis_verify_certificates) if secret else None
+
+
+def _root_of(settings_class: type[BaseSettings]) -> Path:
+    """The root of the project that a settings class was written in."""
+    if _current.project:
+        return _current.project.root
+    file = getattr(sys.modules.get(settings_class.__module__), "__file__", None)
+    if file and settings_class is not Settings:
+        return discovery.project_root(Path(file).resolve().parent) or Path.cwd()
+    return discovery.project_root(Path.cwd()) or Path.cwd()
+
+
+class _Current:
+    """This process's project and settings, found once."""
+
+    project: discovery.Project | None = None
+    settings: Settings | None = None
+
+
+_current = _Current()
+
+
+def configure(settings_class: type[S], *, project: discovery.Project | None = None) -> S:
+    """Read the settings from *settings_class* and make them this process's own.
+
+    Raises:
+        ConfigurationError: A field has a value of the wrong kind; the message names field, variable and reason.
+    """
+    try:
+        settings = settings_class()
+    except ValidationError as error:
+        raise _explained(error, settings_class) from None
+    _current.project = project or _current.project
+    _current.settings = settings
+    return settings
+
+
+def get_settings() -> Settings:
+    """This process's settings: what `configure` made, else what discovery finds from the current directory.
+
+    Raises:
+        SettingsNotFound: There is no settings module in any of the places where one may be.
+        ConfigurationError: The settings are there and cannot be used.
+    """
+    if _current.settings is None:
+        load_project()
+    assert _current.settings is not None
+    return _current.settings
+
+
+def get_project() -> discovery.Project:
+    """The project that this process runs."""
+    if _current.project is None:
+        if _current.settings is None:
+            return load_project()
+        # configure() was called by hand: the project is where its class was written.
+        made = type(_current.settings)
+        _current.project = discovery.Project(_root_of(made), f"{made.__module__}:{made.__qualname__}", "configure()")
+    return _current.project
+
+
+def load_project(settings: str | None = None) -> discovery.Project:
+    """Find the project, import its settings module and read its settings.
+
+    Args:
+        settings: `module:Class`, as `--settings` gives it; None looks in the usual places.
+    """
+    project = discovery.find_project(settings)
+    _current.project = project
+    _current.settings = None
+    module = discovery.import_settings(project)
+    if _current.settings is None:  # unless the module called configure() itself
+        configure(_settings_class(module, project), project=project)
+    return project
+
+
+def _settings_class(module: Any, project: discovery.Project) -> type[Settings]:
+    named = project.settings.partition(":")[2]
+    if named:
+        found = getattr(module, named, None)
+        if not (isinstance(found, type) and issubclass(found, Settings)):
+            raise ConfigurationError(f"{project.settings} ({project.source}) is not a subclass of core.config.Settings.")
+        return found
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Settings) and value.__module__ == module.__name__
+    }
+    if "AppSettings" in own:
+        return own["AppSettings"]
+    if len(own) == 1:
+        return next(iter(own.values()))
+    if own:
+        raise ConfigurationError(
+            f"{project.source} defines {', '.join(sorted(own))}. Name the one to use AppSettings, "
+            f"or set CORE_SETTINGS={module.__name__}:{min(own)}."
+        )
+    raise ConfigurationError(
+        f"{project.source} defines no settings. Write `from core.config import Settings` "
+        "and `class AppSettings(Settings): ...` there."
+    )
+
+
+def _explained(error: ValidationError, settings_class: type[Settings]) -> ConfigurationError:
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        reason = problem["msg"].removeprefix("Value error, ")
+        variable = f" (variable {name.upper()})" if name in os.environ or name.upper() in os.environ else ""
+        secret = name.endswith("_url")
+        value = os.environ.get(name.upper())
+        shown = f" = {value!r}" if value is not None and not secret else ""
+        lines.append(f"{settings_class.__name__}.{name}{shown}{variable}: {reason}")
+    return ConfigurationError("The settings cannot be used.\n  " + "\n  ".join(lines))

@@ -1,0 +1,231 @@
+"""The one place where threads and the event loop meet.
+
+Celery calls a task as a plain function on a plain thread, and our tasks are coroutines.
+`run()` carries a coroutine from that thread to this process's event loop and waits for it;
+`in_thread()` goes the other way and keeps Celery's blocking calls off the caller's loop.
+"""
+
+import asyncio
+import contextvars
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from core.errors import SyncInLoop
+
+T = TypeVar("T")
+
+logger = logging.getLogger("core.tasks")
+
+#: Threads for blocking calls. A call that waits for one of them is not lost time: it can still be withdrawn.
+THREADS = 8
+#: The signal that reaches a plain function in a main thread. Celery leaves it alone in pool processes.
+INTERRUPT = signal.SIGUSR2
+
+
+class LoopThread:
+    """An event loop in a thread of its own, which lives as long as its process."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._closing = False
+        ready = threading.Event()
+        self.loop.call_soon(ready.set)
+        self._thread = threading.Thread(target=self._main, name="core-tasks-loop", daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        while not self._closing:
+            try:
+                self.loop.run_forever()
+            except BaseException:
+                # A task that some body started and that raised SystemExit would end the loop for everyone.
+                logger.exception("an asyncio task tried to end the event loop; the loop goes on")
+        self.loop.close()
+
+    def close(self, grace: float) -> None:
+        """Cancel what still runs, wait up to *grace* seconds for it, and close the loop."""
+
+        async def drain() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=grace)
+            await self.loop.shutdown_asyncgens()
+
+        try:
+            asyncio.run_coroutine_threadsafe(drain(), self.loop).result(grace + 1)
+        except TimeoutError:
+            logger.warning("the event loop did not end within %g s: a task blocks it", grace)
+        self._closing = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(1)
+
+
+class _Process:
+    """What the bridge keeps in this process. A forked child starts with a new one, since `os.fork` copies
+    neither the loop's thread nor the executor's, and may copy a lock that nobody is left to release.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loop_thread: LoopThread | None = None
+        self.executor: ThreadPoolExecutor | None = None
+
+
+_process = _Process()
+
+
+def _after_fork() -> None:
+    global _process
+    _process = _Process()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def loop() -> asyncio.AbstractEventLoop:
+    """This process's event loop, started on first use."""
+    process = _process
+    if process.loop_thread is None:
+        with process.lock:
+            if process.loop_thread is None:
+                process.loop_thread = LoopThread()
+    return process.loop_thread.loop
+
+
+def close(grace: float = 5.0) -> None:
+    """End this process's event loop, if it has one: the last thing a worker process does."""
+    with _process.lock:
+        thread, _process.loop_thread = _process.loop_thread, None
+    if thread is not None:
+        thread.close(grace)
+
+
+def submit(body: Coroutine[Any, Any, T]) -> "Future[T]":
+    """Start a coroutine on this process's event loop, with the context variables of the calling thread."""
+    return asyncio.run_coroutine_threadsafe(body, loop())
+
+
+def run(body: Coroutine[Any, Any, T], blocking: str = "this call", instead: str = "its async form") -> T:
+    """Run a coroutine on this process's event loop and wait for it, from a thread without a loop.
+
+    Args:
+        blocking: What the caller called, for the error message.
+        instead: What to await in its place.
+
+    Raises:
+        SyncInLoop: This thread runs an event loop, which would stand still meanwhile.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return submit(body).result()
+    body.close()
+    raise SyncInLoop(blocking, instead)
+
+
+class Handoff:
+    """A piece of blocking work on its way to a thread. Until it begins it can be withdrawn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._state = "waiting"
+
+    def begin(self) -> bool:
+        """Called by the work right before its first effect; False means that nobody wants it any more."""
+        with self._lock:
+            if self._state == "waiting":
+                self._state = "begun"
+            return self._state == "begun"
+
+    def withdraw(self) -> bool:
+        """Called by whoever stops waiting; False means that the work has begun and may take effect."""
+        with self._lock:
+            if self._state == "waiting":
+                self._state = "withdrawn"
+            return self._state == "withdrawn"
+
+
+class NotInTime(Exception):
+    """The deadline of `in_thread` passed."""
+
+    def __init__(self, begun: bool) -> None:
+        super().__init__(begun)
+        #: Whether the work had begun, and may still take effect.
+        self.begun = begun
+
+
+async def in_thread(work: Callable[[Handoff], T], timeout: float) -> T:
+    """Do blocking work in one of this process's threads while the caller's loop goes on.
+
+    The work has to ask `handoff.begin()` before it does anything that cannot be taken back. When the caller
+    is cancelled or the deadline passes before that, the work never happens.
+
+    Args:
+        timeout: Seconds to wait, the time spent waiting for a thread included.
+
+    Raises:
+        NotInTime: The deadline passed.
+    """
+    process = _process
+    with process.lock:
+        if process.executor is None:
+            process.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="core-tasks")
+        executor = process.executor
+    handoff = Handoff()
+    future = asyncio.wrap_future(executor.submit(contextvars.copy_context().run, work, handoff))
+    try:
+        done, _ = await asyncio.wait({future}, timeout=timeout)
+    except asyncio.CancelledError:
+        handoff.withdraw()
+        future.add_done_callback(_forget)
+        raise
+    if not done:
+        future.add_done_callback(_forget)
+        raise NotInTime(begun=not handoff.withdraw())
+    return future.result()
+
+
+def _forget(future: "asyncio.Future[Any]") -> None:
+    """Take note of an outcome that nobody waits for, so that asyncio does not report it as lost."""
+    if not future.cancelled():
+        future.exception()
+
+
+class _Interrupt:
+    """What a signal to this process's main thread is to do, if anything."""
+
+    action: Callable[[], None] | None = None
+
+
+def on_interrupt(action: Callable[[], None] | None) -> None:
+    """Set what `interrupt_main` runs in the main thread; it may raise there."""
+    _Interrupt.action = action
+
+
+def interrupt_main() -> None:
+    """Run what `on_interrupt` set in the main thread, in the middle of whatever it does. Any thread may ask."""
+    signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+
+
+def accept_interrupts(ask: Callable[[], None]) -> None:
+    """Make this process's main thread listen to `INTERRUPT`.
+
+    Args:
+        ask: What a signal from another process does; it runs in the main thread and must not block.
+    """
+
+    def handle(_signal: int, _frame: object) -> None:
+        if _Interrupt.action is not None:
+            _Interrupt.action()
+        ask()
+
+    signal.signal(INTERRUPT, handle)

@@ -1,0 +1,252 @@
+"""This process's Celery application, made on first use.
+
+Declaring a task costs nothing and needs no settings, so tasks are kept here until something needs Celery:
+a call, a worker, the scheduler. Then the application is made from the settings, and every task is bound to it.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+from core import config, discovery, embedded
+from core.errors import BrokerUnreachable, ConfigurationError, CoreError, UnknownQueue
+from core.redis_url import RedisURL
+from core.tasks import celery_config
+
+
+class Declared(Protocol):
+    """A task as far as this file needs it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def queue(self) -> str | None: ...
+
+    def bind(self, app: Any) -> Any:
+        """Register the task with a Celery application and return the Celery task."""
+
+
+class _Process:
+    """What this process has declared and made. A forked child keeps it: Celery's own connections are told of
+    the fork, and ours belong to a pid.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.declared: dict[str, Declared] = {}
+        self.bound: dict[str, Any] = {}
+        self.app: Any = None
+        self.discovered = False
+        self.producers = threading.local()
+
+
+_process = _Process()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held the lock, and does not exist here.
+    _process.lock = threading.RLock()
+    _process.producers = threading.local()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def declare(task: Declared) -> None:
+    """Remember a task, and bind it at once if the application exists already."""
+    with _process.lock:
+        _process.declared[task.name] = task
+        _process.bound.pop(task.name, None)
+        if _process.app is not None:
+            _process.bound[task.name] = task.bind(_process.app)
+
+
+def find(name: str) -> Declared | None:
+    """The task that was declared under this name, if there is one."""
+    return _process.declared.get(name)
+
+
+def declared() -> Iterator[Declared]:
+    """Every task that this process has declared, by name."""
+    return iter([task for _, task in sorted(_process.declared.items())])
+
+
+def celery_task(task: Declared) -> Any:
+    """The Celery task of a declared task; makes the application if need be."""
+    bound = _process.bound.get(task.name)
+    if bound is None:
+        get_app()
+        with _process.lock:
+            bound = _process.bound.get(task.name) or _process.bound.setdefault(task.name, task.bind(_process.app))
+    return bound
+
+
+def get_app() -> Any:
+    """This process's Celery application.
+
+    Raises:
+        ConfigurationError: The settings are missing or cannot be used.
+    """
+    if _process.app is None:
+        with _process.lock:
+            if _process.app is None:
+                app = _make()
+                for name, task in list(_process.declared.items()):
+                    _process.bound[name] = task.bind(app)
+                _process.app = app
+                _set_queues()
+    return _process.app
+
+
+def _make() -> Any:
+    from celery import Celery
+
+    settings, project = config.get_settings(), config.get_project()
+    generated = celery_config.generate(
+        settings, embedded.broker_url(), embedded.result_url(), discovery.project_name(project.root)
+    )
+    # Another Celery application in this process keeps its `current_app` and its shared tasks.
+    app = Celery("core", set_as_current=False)
+    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "core.tasks.transport.backend:Backend")
+    app.conf.update(generated)
+    return app
+
+
+def import_tasks() -> None:
+    """Import every module of the project that declares tasks, once.
+
+    Raises:
+        ProjectImportError: A module failed.
+        TasksNotFound: There is no such module.
+    """
+    if not _process.discovered:
+        settings = config.get_settings()
+        discovery.import_tasks(config.get_project().root, settings.task_modules)
+        _process.discovered = True
+        if _process.app is not None:
+            _set_queues()
+
+
+def queues() -> tuple[str, ...]:
+    """The default queue, those in `task_queues` and those that declared tasks name, each once."""
+    settings = config.get_settings()
+    named = (task.queue for task in declared())
+    return tuple(dict.fromkeys([settings.task_default_queue, *settings.task_queues, *filter(None, named)]))
+
+
+def _set_queues() -> None:
+    """Tell Celery the queues: a worker that is given none serves them all."""
+    from kombu import Queue
+
+    if "task_queues" not in config.get_settings().celery:
+        _process.app.conf.task_queues = [Queue(name, routing_key=name) for name in queues()]
+        # Celery reads the setting once; what it made of the earlier value goes.
+        _process.app.amqp.queues = _process.app.amqp.Queues(_process.app.conf.task_queues)
+
+
+def check_queue(name: str) -> None:
+    """Refuse a queue that no worker would serve.
+
+    A web process may not have imported every task module, so before it refuses, it does.
+
+    Raises:
+        UnknownQueue: No task and no setting names it.
+    """
+    if name not in queues():
+        import_tasks()
+        if name not in queues():
+            raise UnknownQueue(name, queues())
+
+
+def producer() -> Any:
+    """A Celery producer on a connection of this thread's own, which is open.
+
+    Raises:
+        BrokerUnreachable, ConfigurationError: It cannot be opened; the cause says why.
+    """
+    app = get_app()
+    held = getattr(_process.producers, "value", None)
+    if held is not None:
+        return held
+    try:
+        if embedded.is_default():
+            embedded.broker_url()  # it may have been stopped since
+        connection = app.connection_for_write()
+        made = app.amqp.Producer(connection, auto_declare=False)
+        made.channel  # noqa: B018  opens it
+    except CoreError:
+        raise
+    except Exception as error:
+        raise broker_error(error, embedded.broker_url()) from error
+    _process.producers.value = made
+    return made
+
+
+def drop_producer() -> None:
+    """Close this thread's connection after an error on it: what it would say next is unknown."""
+    held = getattr(_process.producers, "value", None)
+    _process.producers.value = None
+    if held is not None:
+        held.connection.collect()
+
+
+def broker_error(error: BaseException, url: RedisURL) -> CoreError:
+    """One of our errors for what Redis, kombu or a socket raised: the server is away, or does not let us in."""
+    from redis.exceptions import AuthenticationError, ResponseError
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        text = str(link)
+        if isinstance(link, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+            return ConfigurationError(f"Redis at {url} refuses the user or password in REDIS_URL ({_reason(link)}).")
+        if isinstance(link, ResponseError) and "DB index" in text:
+            return ConfigurationError(f"Redis at {url} has no such database. Lower the number at the end of REDIS_URL.")
+        if type(link).__name__ in ("SSLCertVerificationError", "SSLError"):
+            return ConfigurationError(
+                f"TLS with Redis at {url} failed ({_reason(link)}). Add ?ssl_ca_certs=/path/to/ca.pem to REDIS_URL, "
+                "or check that this port speaks TLS."
+            )
+    return BrokerUnreachable(str(url), _reason(chain[-1]))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def never_sent(error: BaseException) -> bool:
+    """Whether an error of a write shows that nothing reached the server."""
+    from redis.exceptions import ResponseError
+
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, ConnectionRefusedError | FileNotFoundError | ResponseError):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def masked_configuration() -> dict[str, Any]:
+    """The generated configuration with its passwords masked, for people to read.
+
+    It asks for no broker: without a configured one, the development server's address stands in its place.
+    """
+    settings, project = config.get_settings(), config.get_project()
+    here = RedisURL(host=None, port=6379, socket=str(embedded.socket_path(project.root)), db=0)
+    urls = [
+        replace(url, password="********") if url.password else url
+        for url in (settings.broker_url or here, settings.result_url or here)
+    ]
+    shown = celery_config.generate(settings, *urls, discovery.project_name(project.root))
+    return {key: "********" if _is_secret(key) else value for key, value in shown.items()}
+
+
+def _is_secret(key: str) -> bool:
+    return any(word in key for word in ("password", "secret", "token"))

@@ -1,0 +1,115 @@
+"""Settings → Celery's configuration: one line a key, and why.
+
+What is not set here is Celery's default. `Settings.celery` is merged last, over everything.
+"""
+
+from typing import Any
+
+from core.config import Settings
+from core.redis_url import RedisURL
+
+#: Redis puts back what a lost worker held after this many seconds. Longer tasks and countdowns run twice.
+VISIBILITY_TIMEOUT = 7200
+
+
+def cancel_key(task_id: str) -> str:
+    """The Redis key that says that a call was cancelled; workers forget, Redis does not."""
+    return f"core-cancelled-{task_id}"
+
+
+def generate(settings: Settings, broker: RedisURL, results: RedisURL, project: str) -> dict[str, Any]:
+    """Celery's configuration for these settings.
+
+    Args:
+        broker: Where the broker is.
+        results: Where the results are.
+        project: The name that keeps this project's schedule apart from others in the same database.
+    """
+    config: dict[str, Any] = {
+        # Where things are. RedBeat gets its password beside the URL, since Celery's reports print the URL.
+        "broker_url": broker.for_celery(),
+        "result_backend": results.for_celery(),
+        "redbeat_redis_url": broker.for_client(password=False),
+        "redbeat_redis_options": _redbeat_options(broker),
+        "redbeat_key_prefix": f"{project}:beat:",  # two projects in one database delete each other's entries
+        # Certificates are checked: Celery's broker does not by itself.
+        "broker_use_ssl": broker.tls_options() or False,
+        "redis_backend_use_ssl": results.tls_options() or False,
+        "redbeat_redis_use_ssl": broker.tls_options() or False,
+        # JSON only: whoever can write to Redis could run code through anything else.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "event_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        # A call is taken off the queue when it is done, not when it begins: a killed worker loses nothing.
+        "task_acks_late": True,
+        "task_acks_on_failure_or_timeout": True,  # a call that failed has been run
+        "task_reject_on_worker_lost": False,  # a call that kills its worker would do so for ever
+        "worker_prefetch_multiplier": 1,  # a slow call holds no others back
+        "worker_deduplicate_successful_tasks": False,  # costs a read a call and is not exact
+        "broker_transport_options": {
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            "unacked_restore_interval": 10,  # look for lost calls every 10 s, not every 100
+            "unacked_restore_throttle": 1,
+            "socket_timeout": settings.task_publish_timeout,  # a frozen Redis must not hang its callers
+            "socket_connect_timeout": min(3.0, settings.task_publish_timeout),
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        "broker_channel_error_retry": True,  # a failover or a full Redis ends the worker otherwise
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # a worker joins whenever Redis is back
+        "broker_pool_acquire_timeout": settings.task_publish_timeout,
+        "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # a blip would kill calls that run fine
+        # Results: kept for a day, with what Flower shows beside them.
+        "task_ignore_result": False,
+        "task_track_started": True,  # `running` is one of the four status words
+        "result_expires": settings.task_result_expires,
+        "result_extended": settings.task_store_arguments,
+        "result_backend_always_retry": True,
+        "result_backend_max_retries": 5,  # infinite by default
+        "result_backend_transport_options": {
+            "retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
+        },
+        "redis_socket_timeout": 5.0,  # 120 by default
+        "redis_socket_connect_timeout": 3.0,
+        "redis_socket_keepalive": results.socket is None,  # a unix socket has nothing to keep alive
+        "redis_backend_health_check_interval": 25,
+        # Queues: any name is accepted here, since stock producers may use one; our `delay` checks.
+        "task_default_queue": settings.task_default_queue,
+        "task_create_missing_queues": True,
+        # The worker.
+        "worker_pool": settings.task_worker_pool,
+        "worker_hijack_root_logger": False,  # logging that the project set up stays as it is
+        "worker_redirect_stdouts": False,  # what a task prints is not a log line
+        "worker_log_format": "%(asctime)s %(levelname)s %(message)s",
+        "worker_task_log_format": "%(asctime)s %(levelname)s %(message)s",
+        "worker_log_color": False,
+        "worker_send_task_events": True,  # Flower shows nothing without them
+        "task_send_sent_event": True,
+        # The schedule.
+        "enable_utc": True,
+        "timezone": settings.task_timezone,
+        "beat_scheduler": "core.tasks.beat:Scheduler",
+        "beat_max_loop_interval": 5,  # a change in the schedule is seen within 5 s, not 5 minutes
+        "redbeat_lock_timeout": 30,  # a killed scheduler is replaced after 30 s, not 25 minutes
+    }
+    if settings.task_worker_concurrency is not None:
+        config["worker_concurrency"] = settings.task_worker_concurrency
+    for key, value in settings.celery.items():
+        both = isinstance(value, dict) and isinstance(config.get(key), dict)
+        config[key] = {**config[key], **value} if both else value
+    return config
+
+
+def _redbeat_options(broker: RedisURL) -> dict[str, Any]:
+    options: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 3.0}
+    if broker.socket:
+        del options["socket_connect_timeout"]  # a unix socket has no such phase, and the client no such option
+    if broker.password:
+        options["password"] = broker.password
+    if broker.username:
+        options["username"] = broker.username
+    return options

@@ -1,0 +1,57 @@
+"""What a running task knows of itself: `current()`."""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from core.errors import OutsideTask
+
+
+@dataclass(frozen=True)
+class CurrentTask:
+    """The attempt that is running. It is the same object for the whole attempt, in every coroutine of it."""
+
+    #: The call's id, the one its `TaskResult` has.
+    id: str
+    #: The task's name.
+    name: str
+    #: Counts from 1; 2 is the first retry.
+    attempt: int
+    #: The queue that the call came from.
+    queue: str
+    #: What the message's headers carry beside Celery's own.
+    headers: Mapping[str, Any]
+    #: When this attempt is stopped (UTC); None without a timeout.
+    deadline: datetime | None
+    #: The id of the call that made this one, if a task did.
+    parent_id: str | None
+    #: The id of the first call in the chain of calls that led here; its own id if it is the first.
+    root_id: str
+
+
+# Celery's own notion of the current task is bound to a thread, and a coroutine runs on another one.
+_current: ContextVar[CurrentTask | None] = ContextVar("core_tasks_current", default=None)
+
+
+def current() -> CurrentTask:
+    """The task that is running here.
+
+    Raises:
+        OutsideTask: No task is running in this context.
+    """
+    running = _current.get()
+    if running is None:
+        raise OutsideTask
+    return running
+
+
+def current_or_none() -> CurrentTask | None:
+    """The task that is running here, or None."""
+    return _current.get()
+
+
+def enter(running: CurrentTask) -> None:
+    """Make *running* the current task of this context and of what it starts."""
+    _current.set(running)

@@ -1,0 +1,269 @@
+"""`@task` and `@periodic_task`: check the options, build a definition, register it.
+
+Every mistake is raised right here, while the module is imported, with the file and line of the function.
+Nothing is read, opened or made: a module with tasks is cheap to import before settings exist.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import fields
+from datetime import timedelta
+from difflib import get_close_matches
+from types import EllipsisType, FunctionType
+from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar, overload
+
+from core import discovery
+from core.errors import CoreError, DuplicateTask, OptionError, TaskDefinitionError
+from core.tasks import celery_app, schedule
+from core.tasks.definition import (
+    CALL_OPTIONS,
+    PeriodicTask,
+    Schedule,
+    SyncPeriodicTask,
+    SyncTask,
+    Task,
+    TaskOptions,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TASK_OPTIONS = tuple(option.name for option in fields(TaskOptions))
+PERIODIC_OPTIONS = ("cron", "interval", "args", "kwargs", "enabled")
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Task[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> SyncTask[P, T]: ...
+
+
+class _PeriodicDecorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> PeriodicTask[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> SyncPeriodicTask[P, T]: ...
+
+
+@overload
+def task(function: Callable[P, Coroutine[Any, Any, T]], /) -> Task[P, T]: ...
+@overload
+def task(function: Callable[P, T], /) -> SyncTask[P, T]: ...
+@overload
+def task(
+    *,
+    name: str | None = ...,
+    queue: str | None = ...,
+    max_retries: int | None = ...,
+    retry_delay: float | None = ...,
+    retry_on: tuple[type[Exception], ...] | type[Exception] = ...,
+    retry_backoff: bool = ...,
+    timeout: float | None | EllipsisType = ...,
+    ignore_result: bool = ...,
+    priority: int | None = ...,
+) -> _Decorator: ...
+def task(function: Any = None, /, *more: Any, **options: Any) -> Any:
+    """Make a task of a function: `async def` first, a plain `def` as well.
+
+    Args:
+        name: The name on the wire; by default the module's path from the project's root and the function's name.
+        queue: The queue its calls go to; None is `task_default_queue`.
+        max_retries: Retries after the first attempt: 3 is up to 4 attempts, 0 never retries. None is
+            `task_default_max_retries`.
+        retry_delay: Seconds between attempts. None is `task_default_retry_delay`.
+        retry_on: Exception classes that are retried beside TaskError.
+        retry_backoff: Whether the delay doubles from attempt to attempt, up to an hour.
+        timeout: Seconds one attempt may take; None is no limit, left out it is `task_default_timeout`.
+        ignore_result: Whether the result is thrown away; `get()` and `status()` then have nothing to read.
+        priority: 0 (first) to 9 (last) within its queue.
+
+    Raises:
+        TaskDefinitionError: An option is unknown, a parameter has a reserved name, or it is the wrong kind of
+            function (a TypeError).
+        OptionError: An option has a bad value, or the name is taken (a ValueError).
+    """
+    return _decorate("task", function, more, options)
+
+
+@overload
+def periodic_task(
+    *,
+    cron: str,
+    args: Sequence[Any] = ...,
+    kwargs: Mapping[str, Any] = ...,
+    enabled: bool = ...,
+    name: str | None = ...,
+    queue: str | None = ...,
+    timeout: float | None | EllipsisType = ...,
+    max_retries: int | None = ...,
+    retry_delay: float | None = ...,
+) -> _PeriodicDecorator: ...
+@overload
+def periodic_task(
+    *,
+    interval: float | timedelta,
+    args: Sequence[Any] = ...,
+    kwargs: Mapping[str, Any] = ...,
+    enabled: bool = ...,
+    name: str | None = ...,
+    queue: str | None = ...,
+    timeout: float | None | EllipsisType = ...,
+    max_retries: int | None = ...,
+    retry_delay: float | None = ...,
+) -> _PeriodicDecorator: ...
+def periodic_task(function: Any = None, /, *more: Any, **options: Any) -> Any:
+    """Make a task that the scheduler calls by itself. It can also be called and delayed like any task.
+
+    Args:
+        cron: Five fields, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`, in `task_timezone`.
+        interval: Seconds (or a timedelta) between two runs. Exactly one of *cron* and *interval* is given.
+        args: Positional arguments of every run.
+        kwargs: Keyword arguments of every run.
+        enabled: Whether the scheduler runs it.
+        name, queue, timeout, max_retries, retry_delay: As for `@task`.
+
+    Raises:
+        TaskDefinitionError: As for `@task`; also both or neither of *cron* and *interval*, or parameters that
+            nobody fills.
+        OptionError: As for `@task`; also cron text or an interval that means nothing.
+    """
+    return _decorate("periodic_task", function, more, options)
+
+
+def _decorate(decorator: str, function: Any, more: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    if more or (function is not None and (options or isinstance(function, str | int | float | timedelta))):
+        _fail(TaskDefinitionError, f"@{decorator} takes its options by name: @{decorator}(queue=...)", _caller())
+    if function is None:
+        return lambda decorated: _declare(decorator, decorated, options)
+    return _declare(decorator, function, options)
+
+
+def _declare(decorator: str, function: Any, options: dict[str, Any]) -> Any:
+    location = _location(function)
+    try:
+        return _build(decorator, function, dict(options), location)
+    except CoreError as error:
+        if isinstance(error, DuplicateTask):
+            raise
+        kind = OptionError if isinstance(error, OptionError) else TaskDefinitionError
+        _fail(kind, str(error), location, error.__cause__)
+
+
+def _fail(kind: type[CoreError], message: str, location: str, cause: BaseException | None = None) -> NoReturn:
+    raise kind(f"{location}: {message}") from cause
+
+
+def _build(decorator: str, function: Any, given: dict[str, Any], location: str) -> Task[Any, Any]:
+    _check_function(decorator, function)
+    periodic = decorator == "periodic_task"
+    known = TASK_OPTIONS + PERIODIC_OPTIONS if periodic else TASK_OPTIONS
+    if periodic:
+        known = tuple(k for k in known if k not in ("retry_on", "retry_backoff", "ignore_result", "priority"))
+    for option in given:
+        if option not in known:
+            near = get_close_matches(option, known, n=1)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            raise TaskDefinitionError(f"@{decorator} has no option {option!r}{guess} It takes {', '.join(known)}.")
+    timing = {name: given.pop(name) for name in PERIODIC_OPTIONS if name in given}
+    options = TaskOptions(**given)
+    module = discovery.module_path(function.__code__.co_filename, function.__module__)
+    name = options.name or f"{module}.{function.__qualname__.replace('<locals>.', '')}"
+    asynchronous = inspect.iscoroutinefunction(function)
+    if periodic:
+        planned = _schedule(function, timing)
+        declared: Task[Any, Any] = (PeriodicTask if asynchronous else SyncPeriodicTask)(
+            function, name, options, location, planned
+        )
+    else:
+        declared = (Task if asynchronous else SyncTask)(function, name, options, location)
+    declared.arguments.prepare()
+    if periodic:
+        _check_schedule_arguments(declared, planned)
+    other = celery_app.find(name)
+    if isinstance(other, Task) and _identity(other.function) != _identity(function):
+        raise DuplicateTask(name, other.location, location)
+    celery_app.declare(declared)
+    return declared
+
+
+def _check_function(decorator: str, function: Any) -> None:
+    if isinstance(function, Task):
+        raise TaskDefinitionError(f"{function.__name__} is a task already; take one decorator away.")
+    if inspect.isclass(function):
+        raise TaskDefinitionError(f"@{decorator} goes on a function, and {function.__name__} is a class.")
+    if isinstance(function, staticmethod | classmethod) or not isinstance(function, FunctionType):
+        what = type(function).__name__
+        raise TaskDefinitionError(f"@{decorator} goes on a function made with `async def` or `def`, not on a {what}.")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TaskDefinitionError(f"{function.__name__} is a generator: a task returns one value. Return a list.")
+    owner = function.__qualname__.rpartition(".")[0]
+    if owner and not owner.endswith("<locals>"):
+        raise TaskDefinitionError(
+            f"{function.__qualname__} is a method; a worker has no {owner} to call it on. Move it out of the class."
+        )
+    if function.__name__ == "<lambda>":
+        raise TaskDefinitionError("A lambda has no name that a worker could find it by. Use `def`.")
+    for name in inspect.signature(function).parameters:
+        if name in CALL_OPTIONS:
+            raise TaskDefinitionError(
+                f"{function.__name__} has a parameter {name!r}, which delay() reads as an option of the call. "
+                f"Rename the parameter; the option itself is also spelled .options({name}=...).delay(...)."
+            )
+
+
+def _schedule(function: Any, timing: dict[str, Any]) -> Schedule:
+    cron, interval = timing.get("cron"), timing.get("interval")
+    if (cron is None) == (interval is None):
+        amount = "neither" if cron is None else "both"
+        raise TaskDefinitionError(f"{function.__name__} has {amount} of cron= and interval=; give exactly one.")
+    args, kwargs, enabled = timing.get("args", ()), timing.get("kwargs", {}), timing.get("enabled", True)
+    if not isinstance(args, list | tuple):
+        raise OptionError(f"args={args!r} is not a list or tuple.")
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise OptionError(f"kwargs={kwargs!r} is not a dict with names as keys.")
+    if not isinstance(enabled, bool):
+        raise OptionError(f"enabled={enabled!r} is neither True nor False.")
+    return Schedule(
+        cron=None if cron is None else schedule.parse_cron(cron),
+        interval=None if interval is None else schedule.parse_interval(interval),
+        args=tuple(args),
+        kwargs=dict(kwargs),
+        enabled=enabled,
+    )
+
+
+def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule) -> None:
+    try:
+        declared.arguments.signature.bind(*planned.args, **planned.kwargs)
+    except TypeError as error:
+        raise TaskDefinitionError(
+            f"{declared.__name__}{declared.arguments.signature} cannot be called by the scheduler: {error}. "
+            "Give the parameter a default, or fill it with args= or kwargs=."
+        ) from None
+
+
+def _identity(function: Any) -> tuple[str, str]:
+    return os.path.realpath(function.__code__.co_filename), function.__qualname__
+
+
+def _location(function: Any) -> str:
+    code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+    if code is None:
+        return _caller()
+    return f"{_short(code.co_filename)}:{code.co_firstlineno}"
+
+
+def _caller() -> str:
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _short(file: str) -> str:
+    """A file's path from the current directory where it is below it: what an editor's terminal can open."""
+    here = os.getcwd() + os.sep
+    return file.removeprefix(here)

@@ -1,0 +1,247 @@
+"""The handle to one call: its status, its result, and how to cancel it."""
+
+import asyncio
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from core import config
+from core.errors import (
+    BrokerUnreachable,
+    OptionError,
+    ResultTimeout,
+    ResultUnavailable,
+    TaskFailed,
+    TaskRevoked,
+    TaskTimeout,
+)
+from core.tasks import bridge, celery_app
+from core.tasks.arguments import Arguments
+from core.tasks.celery_config import cancel_key
+from core.tasks.listener import FINAL, listener
+from core.tasks.retry import mark_from_call
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class TaskStatus(StrEnum):
+    """Where a call is."""
+
+    #: Queued, waiting for its time or for its next attempt; also what is said of an unknown id.
+    PENDING = "pending"
+    #: A worker runs it.
+    RUNNING = "running"
+    #: Its result is there.
+    SUCCESS = "success"
+    #: Its last attempt failed, or it was cancelled, or it expired.
+    FAILED = "failed"
+
+
+_STATUS = {
+    "PENDING": TaskStatus.PENDING,
+    "RECEIVED": TaskStatus.PENDING,
+    "RETRY": TaskStatus.PENDING,
+    "REJECTED": TaskStatus.PENDING,
+    "SUCCESS": TaskStatus.SUCCESS,
+    "FAILURE": TaskStatus.FAILED,
+    "REVOKED": TaskStatus.FAILED,
+}
+
+# In one step: remember that the call is cancelled, and give it its outcome unless a worker has it already.
+_CANCEL = """
+redis.call('SET', KEYS[2], '1', 'EX', ARGV[2])
+local stored = redis.call('GET', KEYS[1])
+if stored then
+  local readable, meta = pcall(cjson.decode, stored)
+  local status = readable and meta.status or 'FAILURE'
+  if status ~= 'PENDING' and status ~= 'RETRY' and status ~= 'RECEIVED' then return status end
+end
+if ARGV[3] == '1' then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+  redis.call('PUBLISH', KEYS[1], ARGV[1])
+end
+return 'PENDING'
+"""
+
+
+class TaskResult(Generic[R_co]):
+    """The result of one call, wherever it runs."""
+
+    def __init__(self, task_id: str, arguments: Arguments | None = None, *, ignored: bool = False) -> None:
+        #: The call's id, known before anything was sent.
+        self.id = task_id
+        self._arguments = arguments
+        self._ignored = ignored
+
+    @classmethod
+    def from_id(cls, task_id: str) -> "TaskResult[Any]":
+        """The handle to a call of which only the id is known. Its result comes as JSON's own values."""
+        if not isinstance(task_id, str) or not task_id:
+            raise OptionError(f"{task_id!r} is not the id of a call.")
+        return TaskResult(task_id)
+
+    def __repr__(self) -> str:
+        return f"<TaskResult {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskResult) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    async def status(self) -> TaskStatus:
+        """Where the call is now: pending, running, success or failed.
+
+        An id that nobody queued is pending too: see `exists`.
+
+        Raises:
+            ResultUnavailable: The task ignores its results.
+            BrokerUnreachable: Redis does not answer.
+        """
+        self._refuse_ignored("status()")
+        meta = await (await listener()).read(self.id)
+        return _STATUS.get(meta["status"], TaskStatus.RUNNING) if meta else TaskStatus.PENDING
+
+    async def exists(self) -> bool:
+        """Whether a worker has touched the call. False for an id that nobody queued.
+
+        Raises:
+            ResultUnavailable: The task ignores its results.
+            BrokerUnreachable: Redis does not answer.
+        """
+        self._refuse_ignored("exists()")
+        return await (await listener()).read(self.id) is not None
+
+    async def get(self, timeout: float | None = None) -> R_co:
+        """Wait for the call to finish and return what the task returned.
+
+        Args:
+            timeout: Seconds to wait here. It does not stop the task; None waits for ever, 0 only looks.
+
+        Raises:
+            ResultTimeout: *timeout* passed first; the task may still finish.
+            ResultUnavailable: The task ignores its results.
+            TaskRevoked: The call was cancelled or expired before it finished.
+            TaskTimeout: The body took longer than the task's timeout.
+            TaskFailed: The task failed with an error that cannot be built again here.
+            Exception: Whatever the task itself raised on its last attempt.
+        """
+        self._refuse_ignored("get()")
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
+            raise OptionError(f"timeout={timeout!r} is not a number of seconds from 0 on.")
+        results = await listener()
+        meta: dict[str, Any] | None
+        if timeout == 0:
+            meta = await results.read(self.id)
+            if meta is None or meta["status"] not in FINAL:
+                raise ResultTimeout(self.id, 0)
+        else:
+            try:
+                async with asyncio.timeout(timeout):
+                    meta = await results.final(self.id)
+            except TimeoutError:
+                raise ResultTimeout(self.id, timeout or 0) from None
+        return self._outcome(meta)
+
+    def get_sync(self, timeout: float | None = None) -> R_co:
+        """`get` for code without an event loop.
+
+        Raises:
+            SyncInLoop: This thread runs an event loop.
+        """
+        return bridge.run(self.get(timeout), "get_sync()", "get()")
+
+    async def cancel(self) -> bool:
+        """Cancel the call: a pending one never runs, a running one gets CancelledError in its body.
+
+        A plain `def` is interrupted where it runs in a process of its own, and cannot be in a thread.
+
+        Returns:
+            False when the call had finished already.
+
+        Raises:
+            BrokerUnreachable: Redis does not answer; whether the call is cancelled is open.
+        """
+        results = await listener()
+        expires = config.get_settings().task_result_expires
+        state = await results.command(
+            "EVAL", _CANCEL, 2, results.key(self.id), cancel_key(self.id),
+            json.dumps(_revoked(self.id)), expires, 0 if self._ignored else 1,
+        )  # fmt: skip
+        if state.decode() in FINAL:
+            return False
+        seconds = config.get_settings().task_publish_timeout
+
+        def tell_workers(handoff: bridge.Handoff) -> None:
+            if handoff.begin():
+                celery_app.get_app().control.broadcast("cancel_call", arguments={"task_id": self.id})
+
+        try:
+            await bridge.in_thread(tell_workers, seconds)
+        except bridge.NotInTime:
+            raise BrokerUnreachable("the broker", f"no answer within {seconds:g} s") from None
+        return True
+
+    def _refuse_ignored(self, what: str) -> None:
+        if self._ignored:
+            name = self._arguments.name if self._arguments else "the task"
+            raise ResultUnavailable(f"{what}: {name} is declared with ignore_result=True, so nothing is kept of its calls.")
+
+    def _outcome(self, meta: dict[str, Any]) -> R_co:
+        stored: Any = meta.get("result")
+        if meta["status"] == "SUCCESS":
+            value: R_co = self._arguments.decode_result(stored) if self._arguments else stored
+            return value
+        error = _revived(stored, str(meta.get("name") or (self._arguments.name if self._arguments else "the task")))
+        if meta["status"] == "REVOKED":
+            error = TaskRevoked(str(error) if stored else "revoked")
+        if meta.get("traceback"):
+            error.add_note(f"Traceback in the worker:\n{meta['traceback']}")
+        mark_from_call(error)
+        raise error
+
+
+def _revoked(task_id: str) -> dict[str, Any]:
+    """What Celery stores of a revoked call."""
+    return {
+        "status": "REVOKED",
+        "result": {"exc_type": "TaskRevokedError", "exc_message": ["cancelled"], "exc_module": "celery.exceptions"},
+        "traceback": None,
+        "children": [],
+        "date_done": datetime.now(UTC).isoformat(),
+        "task_id": task_id,
+    }
+
+
+def _revived(stored: Any, task: str) -> Exception:
+    """The error that a worker stored, as itself where that is possible, else as a TaskFailed."""
+    if not isinstance(stored, dict):
+        return TaskFailed("Exception", str(stored))
+    module, name = str(stored.get("exc_module") or ""), str(stored.get("exc_type") or "Exception")
+    message = stored.get("exc_message")
+    args = tuple(message) if isinstance(message, list | tuple) else (message,)
+    if name == "TimeLimitExceeded":  # the pool killed the body's process: the last resort of our own timeout
+        return TaskTimeout(task, args[0], "its timeout and 10 s of grace; its process was killed")
+    kind = _error_class(module, name)
+    if kind is not None:
+        try:
+            return kind(*args)
+        except Exception:
+            pass  # it arrives as a TaskFailed
+    return TaskFailed(f"{module}.{name}" if module else name, " ".join(str(part) for part in args))
+
+
+def _error_class(module: str, name: str) -> type[Exception] | None:
+    """The exception class of this name, if it can be imported without running code that this program does not use."""
+    if module.partition(".")[0] not in sys.modules:
+        return None
+    try:
+        found: Any = sys.modules.get(module) or import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return None
+    return found if isinstance(found, type) and issubclass(found, Exception) else None

@@ -1,0 +1,334 @@
+"""The worker's side: one attempt, from Celery's call of a plain function to the task's body and back."""
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import pickle
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from core.errors import ArgumentsError, CoreError, TaskError, TaskFailed, TaskTimeout
+from core.tasks import bridge, timeout
+from core.tasks.arguments import Arguments
+from core.tasks.celery_config import cancel_key
+from core.tasks.context import CurrentTask, enter
+from core.tasks.retry import RetryPolicy, is_from_call
+from core.tasks.timeout import Limit
+
+logger = logging.getLogger("core.tasks")
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a worker has to know of a task to run it."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: Arguments
+    policy: RetryPolicy
+    limit: Limit | None
+    queue: str | None
+    priority: int | None
+    ignore_result: bool
+
+
+class Stopped(BaseException):
+    """A running body is to end: its call was cancelled, or its worker puts it back."""
+
+
+class _Running:
+    """The bodies that run in this process, by call id."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.bodies: dict[str, _RunningBody] = {}
+        self.putting_back = False
+
+
+class _RunningBody:
+    def __init__(self) -> None:
+        self.stop: Callable[[], None] | None = None
+        self.cancelled = False
+
+
+_running = _Running()
+
+
+def cancel(task_id: str) -> bool:
+    """Cancel the body of this call if it runs in this process; say whether it does. Any thread may ask."""
+    with _running.lock:
+        body = _running.bodies.get(task_id)
+        if body is None:
+            return False
+        body.cancelled = True
+        stop = body.stop
+    if stop is not None:
+        stop()
+    return True
+
+
+def running() -> list[str]:
+    """The ids of the calls whose bodies run in this process."""
+    with _running.lock:
+        return list(_running.bodies)
+
+
+def put_back() -> None:
+    """Cancel every body in this process and leave its message unacknowledged, for another worker."""
+    _running.putting_back = True
+    for task_id in running():
+        cancel(task_id)
+
+
+def register(app: Any, body: Body) -> Any:
+    """Make the Celery task for *body* and register it with *app*; return it."""
+    task = _task_class()()
+    task.name = body.name
+    task.body = body
+    task.__doc__ = body.function.__doc__
+    task.queue = body.queue
+    task.priority = body.priority
+    task.ignore_result = body.ignore_result
+    task.max_retries = body.policy.max_retries
+    task.default_retry_delay = 10  # after a worker was lost; our own retries name their delay
+    task.time_limit = body.limit.hard if body.limit else None
+    task.__header__ = body.arguments.signature.bind  # what stock producers check a call against
+    app.tasks.pop(body.name, None)  # declared again: a reload
+    return app.register_task(task)
+
+
+def _task_class() -> type[Any]:
+    from celery import Task
+
+    class CoreTask(Task):  # type: ignore[misc]
+        """A task of core.tasks, as Celery sees it: a plain function."""
+
+        abstract = True
+        body: Body
+
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            return _attempt(self, self.body, args, kwargs)
+
+    return CoreTask
+
+
+def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one attempt. What it returns is stored, what it raises is Celery's to handle."""
+    here = _current_task(task.request, body)
+    began = time.perf_counter()
+
+    def log(level: int, outcome: str, *values: Any, error: BaseException | None = None) -> None:
+        seconds = time.perf_counter() - began
+        logger.log(level, "%s[%s] " + outcome, body.name, here.id, *values, seconds, exc_info=error)
+
+    mine = _RunningBody()
+    with _running.lock:
+        _running.bodies[here.id] = mine
+    try:
+        if _cancelled_before(task, here.id):
+            mine.cancelled = True
+            raise Stopped
+        given, named = body.arguments.decode(args, kwargs)
+        value = _run_body(body, mine, here, given, named)
+        if not body.ignore_result:
+            value = body.arguments.encode_result(value)
+    except Stopped:
+        _leave(task, here, log)
+    except Exception as error:
+        delay = None if isinstance(error, ArgumentsError) else body.policy.next_delay(error, here.attempt)
+        if delay is not None:
+            log(logging.WARNING, "retry in %g s (attempt %d of %d failed: %s) after %.3f s",
+                delay, here.attempt, body.policy.max_retries + 1, _said(error))  # fmt: skip
+            _retry(task, error, delay)
+        log(logging.ERROR, "failed: %s (%s) after %.3f s", _said(error), _why_final(body, error, here.attempt),
+            error=error)  # fmt: skip
+        raise _portable(error) from error
+    finally:
+        with _running.lock:
+            _running.bodies.pop(here.id, None)
+    log(logging.INFO, "success in %.3f s")
+    return value if not body.ignore_result else None
+
+
+def _current_task(request: Any, body: Body) -> CurrentTask:
+    deadline = datetime.now(UTC) + timedelta(seconds=body.limit.seconds) if body.limit else None
+    own = request.headers if isinstance(request.headers, Mapping) else {}
+    return CurrentTask(
+        id=request.id,
+        name=body.name,
+        attempt=(request.retries or 0) + 1,
+        queue=(request.delivery_info or {}).get("routing_key") or body.queue or "",
+        headers=dict(own),
+        deadline=deadline,
+        parent_id=request.parent_id,
+        root_id=request.root_id or request.id,
+    )
+
+
+def _run_body(
+    body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if inspect.iscoroutinefunction(body.function):
+        return bridge.submit(_run_coroutine(body, mine, here, args, kwargs)).result()
+    context = contextvars.copy_context()
+    context.run(enter, here)
+    try:
+        with _interruptible(mine), timeout.interrupting(body.limit, body.name):
+            return context.run(body.function, *args, **kwargs)
+    except (Stopped, Exception):
+        raise
+    except BaseException as error:
+        raise _as_failure(error) from error
+
+
+async def _run_coroutine(
+    body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    enter(here)
+
+    async def guarded() -> Any:
+        # SystemExit or KeyboardInterrupt in an asyncio task would stop the loop for everyone.
+        try:
+            return await body.function(*args, **kwargs)
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            raise _as_failure(error) from error
+
+    loop = asyncio.get_running_loop()
+    task = timeout.as_task(guarded())
+    once = _Once(task)
+    with _running.lock:
+        mine.stop = lambda: loop.call_soon_threadsafe(once.cancel)
+        if mine.cancelled:  # asked for before there was anything to cancel
+            once.cancel()
+    try:
+        value = await timeout.within(body.limit, task, body.name)
+    except asyncio.CancelledError as error:
+        if mine.cancelled:
+            raise Stopped from None
+        raise _as_failure(error) from error
+    except TaskTimeout:
+        raise
+    except Exception:
+        if mine.cancelled:
+            raise Stopped from None
+        raise
+    if mine.cancelled and once.cancelled:
+        raise Stopped  # it swallowed the cancellation
+    return value
+
+
+class _Once:
+    """Cancels a body once: a second cancellation would cut off its cleanup."""
+
+    def __init__(self, task: "asyncio.Task[Any]") -> None:
+        self._task = task
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        if not self.cancelled and not self._task.done():
+            self.cancelled = True
+            self._task.cancel()
+
+
+class _interruptible:  # noqa: N801  a context manager, read as a word
+    """Lets `cancel` interrupt a plain function where it runs in the main thread."""
+
+    def __init__(self, mine: _RunningBody) -> None:
+        self._mine = mine
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._mine.stop = bridge.interrupt_main
+            bridge.on_interrupt(self._raise)
+            if self._mine.cancelled:
+                raise Stopped
+
+    def _raise(self) -> None:
+        if self._mine.cancelled:
+            raise Stopped
+
+    def __exit__(self, *_: object) -> None:
+        if self._mine.stop is not None:
+            bridge.on_interrupt(None)
+            self._mine.stop = None
+
+
+def _cancelled_before(task: Any, task_id: str) -> bool:
+    """Whether somebody cancelled this call while no worker had it, which workers cannot remember."""
+    client = getattr(task.backend, "client", None)
+    try:
+        return client is not None and bool(client.exists(cancel_key(task_id)))
+    except Exception as error:
+        logger.warning("whether %s was cancelled could not be read (%s); it runs", task_id, type(error).__name__)
+        return False
+
+
+def _leave(task: Any, here: CurrentTask, log: Callable[..., None]) -> None:
+    """End an attempt whose body was stopped."""
+    from celery.exceptions import Ignore, WorkerTerminate
+
+    if _running.putting_back:
+        # The one exception that no pool takes for an outcome: the message stays unacknowledged.
+        raise WorkerTerminate
+    log(logging.INFO, "cancelled after %.3f s")
+    task.backend.mark_as_revoked(
+        here.id, "cancelled", request=task.request, store_result=not (task.request.ignore_result or task.ignore_result)
+    )
+    task.send_event("task-revoked", terminated=True, signum=None, expired=False)
+    raise Ignore("cancelled")
+
+
+def _retry(task: Any, error: Exception, delay: float) -> None:
+    """Send the next attempt; always raises."""
+    from celery.exceptions import Reject
+
+    try:
+        raise task.retry(exc=_portable(error), countdown=delay)
+    except Reject as reject:
+        # The next attempt could not be sent. This one is not done, so its message goes back instead.
+        raise Reject(reject.reason, requeue=True) from error
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, CoreError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _why_final(body: Body, error: Exception, attempt: int) -> str:
+    """Why there is no further attempt, for the log."""
+    name = type(error).__name__
+    if body.policy.retries(error):
+        return f"attempt {attempt} of {body.policy.max_retries + 1}, the last"
+    if isinstance(error, ArgumentsError):
+        return "not retried: another attempt would get the same arguments"
+    if isinstance(error, TaskTimeout):
+        return "not retried: add retry_on=(TaskTimeout,) if another attempt may be faster"
+    if is_from_call(error):
+        return f"not retried: it was raised by a call that this task waited for; add retry_on=({name},) to retry"
+    return f"not retried: {name} is not a TaskError. Raise TaskError, or add retry_on=({name},)"
+
+
+def _as_failure(error: BaseException) -> TaskFailed:
+    """What becomes of an exit or a cancellation that a body raised by itself: an ordinary failure."""
+    return TaskFailed(type(error).__name__, str(error) or f"the body raised {type(error).__name__}")
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if the caller can build it again, else a TaskFailed that tells of it."""
+    try:
+        same = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes, made one call ago
+        fits = type(same) is type(error) and type(type(error)(*error.args)) is type(error)
+    except Exception:
+        fits = False
+    if fits or isinstance(error, TaskError) and type(error) is TaskError:
+        return error
+    kind = type(error)
+    return TaskFailed(f"{kind.__module__}.{kind.__qualname__}", str(error))

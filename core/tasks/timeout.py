@@ -1,0 +1,82 @@
+"""The time one attempt may take, kept inside the process that runs the body.
+
+Celery's own limits work by killing a process, and are silently off where a pool has none. This one
+cancels a coroutine on its loop and interrupts a plain function in a main thread, the same on every pool.
+"""
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar
+
+from core.errors import TaskTimeout
+
+T = TypeVar("T")
+
+#: Seconds that a cancelled body has for its `finally`, before it counts as one that would not stop.
+GRACE = 10.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number of seconds, and the option or setting that it came from."""
+
+    seconds: float
+    source: str
+
+    @property
+    def hard(self) -> float:
+        """When a pool that can kill may do so: the limit and its grace."""
+        return self.seconds + GRACE
+
+
+async def within(limit: Limit | None, task: "asyncio.Task[T]", name: str) -> T:
+    """Await a body's asyncio task, and cancel it at its limit.
+
+    Raises:
+        TaskTimeout: The limit passed. That the body then returned something, or raised, changes nothing.
+    """
+    if limit is None:
+        return await task
+    done, _ = await asyncio.wait({task}, timeout=limit.seconds)
+    if done:
+        return task.result()
+    task.cancel()
+    stopped, _ = await asyncio.wait({task}, timeout=GRACE)
+    cause = None
+    if stopped and not task.cancelled():
+        cause = task.exception()
+    raise TaskTimeout(name, limit.seconds, limit.source, bool(stopped)) from cause
+
+
+@contextlib.contextmanager
+def interrupting(limit: Limit | None, name: str) -> Iterator[None]:
+    """Interrupt a plain function at its limit, where it runs in the main thread; elsewhere do nothing.
+
+    Raises:
+        TaskTimeout: The limit passed.
+    """
+    if limit is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    error = TaskTimeout(name, limit.seconds, limit.source)
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise error
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, limit.seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def as_task(body: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Start a coroutine on the running loop, in a copy of the current context."""
+    return asyncio.get_running_loop().create_task(body)

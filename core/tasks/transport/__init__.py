@@ -1,0 +1,1 @@
+"""What talks to Redis in Celery's place. Celery loads it by name."""

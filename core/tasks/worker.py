@@ -1,0 +1,277 @@
+"""Run a worker: import the tasks, start Celery's worker, stop well.
+
+Everything that makes a worker ours is hung on Celery's own signals and boot steps, so that
+`celery -A core worker` is the same worker as `core runworker`.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from core import config, discovery, embedded
+from core.errors import BrokerUnreachable, ConfigurationError, TasksDisabled
+from core.tasks import bridge, celery_app, runner
+from core.tasks.celery_config import cancel_key
+
+logger = logging.getLogger("core.tasks")
+
+POOLS = ("prefork", "threads")
+THREADS_AT_ONCE = 50
+
+
+def prepared_app() -> Any:
+    """The Celery application with the project's tasks, as a worker, the scheduler and Celery's commands need it.
+
+    Raises:
+        ConfigurationError: The settings or a task module cannot be used, or there are no tasks.
+    """
+    app = celery_app.get_app()
+    celery_app.import_tasks()
+    if not getattr(app, "core_tasks_prepared", False):
+        app.core_tasks_prepared = True
+        _prepare(app)
+    return app
+
+
+def run(
+    *,
+    queues: Sequence[str] = (),
+    concurrency: int | None = None,
+    pool: str | None = None,
+    loglevel: str = "INFO",
+    extra: Sequence[str] = (),
+) -> int:
+    """Run a worker in this process until it is stopped, and return its exit code.
+
+    Args:
+        queues: What it serves; empty is every queue that the project knows.
+        concurrency: Calls at once; None takes the setting, then the pool's default.
+        pool: `prefork` or `threads`; None takes the setting.
+        loglevel: The least level that is logged.
+        extra: More options, as `celery worker` takes them.
+
+    Raises:
+        TasksDisabled: `task_enabled` is False.
+        ConfigurationError: The project, the broker's URL or password cannot be used.
+        UnknownQueue: A queue that no task and no setting names.
+    """
+    settings = config.get_settings()
+    if not settings.task_enabled:
+        raise TasksDisabled("The worker does not start")
+    app = prepared_app()
+    for queue in queues:
+        celery_app.check_queue(queue)
+    if own := discovery.own_core(config.get_project().root):
+        logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
+    log_to_stderr(loglevel)
+    if not wait_for_broker():
+        return 0
+    pool = pool or settings.task_worker_pool
+    options = ["--pool", pool, "--loglevel", loglevel]
+    if count := concurrency or settings.task_worker_concurrency or _default_concurrency(pool):
+        options += ["--concurrency", str(count)]
+    if queues:
+        options += ["--queues", ",".join(queues)]
+    if not any(option.startswith(("-n", "--hostname")) for option in extra):
+        # Two workers on one host are ordinary, and two nodes of one name answer for each other.
+        options += ["--hostname", f"worker-{os.getpid()}@%h"]
+    try:
+        app.start(argv=["--quiet", "worker", *options, *extra])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _default_concurrency(pool: str) -> int | None:
+    return THREADS_AT_ONCE if pool == "threads" else None
+
+
+def log_to_stderr(loglevel: str) -> None:
+    """Send log lines to stderr, unless the project has set up logging itself."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=loglevel.upper(),
+            format="%(asctime)s %(levelname)s %(message)s",
+        )
+
+
+def wait_for_broker() -> bool:
+    """Wait until the broker answers, however long that takes; False when a signal ended the wait.
+
+    Raises:
+        ConfigurationError: It answers, and refuses the password or the database.
+    """
+    ended = threading.Event()
+    before = {s: signal.signal(s, lambda *_: ended.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    pause, told = 0.5, False
+    try:
+        while not ended.is_set():
+            try:
+                celery_app.producer()
+                celery_app.drop_producer()
+                return True
+            except BrokerUnreachable as error:
+                if not told:
+                    logger.warning("%s Waiting for it, and joining by itself.", error)
+                    told = True
+            ended.wait(pause)
+            pause = min(pause * 2, 5.0)
+        return False
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _prepare(app: Any) -> None:
+    from celery import bootsteps, signals
+
+    class Stopping(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Takes the signals from Celery once it has set its own handlers."""
+
+        def start(self, worker: Any) -> None:
+            _Stop(worker).listen()
+            if embedded.is_default():
+                threading.Thread(target=_keep_server, name="core-tasks-server", daemon=True).start()
+
+    app.steps["worker"].add(Stopping)
+    signals.celeryd_init.connect(_at_init, weak=False)
+    signals.worker_ready.connect(_at_ready, weak=False)
+    signals.worker_process_init.connect(_in_child, weak=False)
+    signals.worker_process_shutdown.connect(_end_loop, weak=False)
+    signals.worker_shutdown.connect(_end_loop, weak=False)
+    signals.after_setup_logger.connect(_quieten, weak=False)
+
+
+def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
+    _add_control_command()
+    _quieten()
+    pool = (options or {}).get("pool_cls") or (options or {}).get("pool") or conf.worker_pool
+    if not conf.worker_concurrency and "thread" in str(pool):
+        conf.worker_concurrency = THREADS_AT_ONCE
+
+
+def _quieten(**_: Any) -> None:
+    """One line a finished call is ours; Celery's own three say the same with the arguments in them."""
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    trace = logging.getLogger("celery.app.trace")
+    trace.setLevel(logging.WARNING)
+    if not trace.filters:
+        trace.addFilter(lambda record: celery_app.find(getattr(record, "data", {}).get("name", "")) is None)
+    for name in ("celery.worker.consumer.mingle", "celery.worker.consumer.connection", "celery.apps.worker"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _at_ready(sender: Any = None, **_: Any) -> None:
+    worker = sender.controller
+    names = ", ".join(sender.task_consumer.queues and [q.name for q in sender.task_consumer.queues])
+    count = worker.pool.num_processes
+    kind = worker.pool_cls.__module__.rpartition(".")[2].replace("thread", "threads")
+    processes = count if kind == "prefork" else 1
+    logger.info(
+        "serving %s · %d at once · %s, %d process%s", names, count, kind, processes, "es" * (processes > 1)
+    )  # fmt: skip
+
+
+def _in_child(**_: Any) -> None:
+    bridge.accept_interrupts(lambda: bridge.submit(_look_for_cancellations()))
+
+
+async def _look_for_cancellations() -> None:
+    """Cancel those of this process's calls that somebody asked to cancel: a signal cannot say which."""
+    from core.tasks.listener import listener
+
+    results = await listener()
+    for task_id in runner.running():
+        if await results.command("EXISTS", cancel_key(task_id)):
+            runner.cancel(task_id)
+
+
+def _end_loop(**_: Any) -> None:
+    bridge.close()
+
+
+def _keep_server() -> None:
+    """Start the development server again if it dies while this worker needs it."""
+    while True:
+        time.sleep(1)
+        try:
+            embedded.broker_url()
+        except ConfigurationError as error:
+            logger.error("%s", error)
+
+
+def _add_control_command() -> None:
+    from celery.worker import state as worker_state
+    from celery.worker.control import Panel, control_command, ok, revoke
+
+    if "cancel_call" in Panel.data:
+        return
+
+    @control_command(args=[("task_id", str)], signature="TASK_ID")  # type: ignore[untyped-decorator]
+    def cancel_call(state: Any, task_id: str, again: int = 3, **_: Any) -> Any:
+        """Cancel one call: it never starts, or its body gets CancelledError."""
+        if not any(request.id == task_id for request in worker_state.active_requests):
+            revoke(state, task_id)
+        if runner.cancel(task_id):
+            return ok(f"cancelling {task_id}")
+        for request in list(worker_state.reserved_requests):
+            if request.id == task_id:
+                if request.worker_pid and request.time_start:
+                    os.kill(request.worker_pid, bridge.INTERRUPT)
+                    return ok(f"cancelling {task_id}")
+                if again:  # on its way to a pool process, which has perhaps looked for cancellations already
+                    state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
+        return ok(f"{task_id} does not run here")
+
+
+class _Stop:
+    """How a worker stops: the first signal lets calls finish, the second or the grace time puts them back."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._grace = config.get_settings().task_shutdown_timeout
+        self._stopping = False
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._asked)
+
+    def _asked(self, number: int, _frame: object) -> None:
+        from celery.worker import state
+
+        if self._stopping:
+            self._quit(130, "a second signal")
+        self._stopping = True
+        active = len(state.active_requests)
+        logger.info(
+            "stopping: %d running call%s may finish within %g s; again to quit now", active, "s" * (active != 1), self._grace
+        )  # fmt: skip
+        state.should_stop = 0
+        timer = threading.Timer(self._grace, self._quit, (0, f"{self._grace:g} s passed"))
+        timer.daemon = True
+        timer.start()
+
+    def _quit(self, code: int, why: str) -> None:
+        """Put unfinished calls back into their queues and end this process and its children now."""
+        from billiard.process import active_children
+        from celery.worker import state
+
+        calls = [request for request in list(state.active_requests) if not request.acknowledged]
+        try:
+            runner.put_back()
+            connection = self._worker.consumer.connection
+            if connection is not None:
+                connection.close()  # puts everything back that is not acknowledged
+        except Exception as error:
+            logger.warning("calls could not be put back (%s): Redis does it within 2 h", type(error).__name__)
+        for child in active_children():
+            child.terminate()
+        logger.warning("%s: quit, %d unfinished call%s put back", why, len(calls), "s" * (len(calls) != 1))
+        logging.shutdown()
+        os._exit(code)
