@@ -263,7 +263,9 @@ def _settings_class(module: Any, project: discovery.Project) -> type[Settings]:
     if named:
         found = getattr(module, named, None)
         if not (isinstance(found, type) and issubclass(found, Settings)):
-            raise ConfigurationError(f"{project.settings} ({project.source}) is not a subclass of core.config.Settings.")
+            raise ConfigurationError(
+                f"{project.settings} ({project.source}) is not a subclass of core.config.Settings."
+            )
         return found
     own = {
         name: value

@@ -50,8 +50,8 @@ def find_project(settings: str | None = None, start: Path | None = None) -> Proj
             return Project(project_root(start) or start, value, source)
     tried = ["--settings", "the variable CORE_SETTINGS"]
     if pyproject:
-        if value := _tool_core(pyproject).get("settings"):
-            return Project(pyproject.parent, str(value), f"[tool.core] in {pyproject}")
+        if named := _tool_core(pyproject).get("settings"):
+            return Project(pyproject.parent, str(named), f"[tool.core] in {pyproject}")
         tried.append(f"[tool.core] in {pyproject}")
     for directory in above:
         if root := _settings_root(directory):
@@ -70,7 +70,9 @@ def _tool_core(pyproject: Path) -> dict[str, object]:
         raise ConfigurationError(f"{pyproject} cannot be read: {error}") from error
     table = document.get("tool", {}).get("core", {})
     if unknown := set(table) - {"settings"}:
-        raise ConfigurationError(f"[tool.core] in {pyproject} has the unknown key {min(unknown)!r}; it knows `settings`.")
+        raise ConfigurationError(
+            f"[tool.core] in {pyproject} has the unknown key {min(unknown)!r}; it knows `settings`."
+        )
     return dict(table)
 
 
@@ -161,9 +163,7 @@ def import_tasks(root: Path, modules: Sequence[str] = ()) -> list[ModuleType]:
             wanted.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), file))
             if file.name == "__init__.py":
                 wanted += [
-                    (".".join([*parts[:-1], sub.stem]), sub)
-                    for sub in sorted(file.parent.glob("*.py"))
-                    if sub != file
+                    (".".join([*parts[:-1], sub.stem]), sub) for sub in sorted(file.parent.glob("*.py")) if sub != file
                 ]
     wanted += [(name, None) for name in modules]
     if not wanted:
@@ -194,8 +194,8 @@ def _import(name: str, file: Path | None, root: Path) -> ModuleType:
         raise ProjectImportError(name, error, _own_last_frame(error, root), _shadow_hint(error, root)) from error
     if file is not None and Path(module.__file__ or "").resolve() != file.resolve():
         where = module.__file__ or "a namespace package"
-        error = ImportError(f"the name {name} already belongs to {where}")
-        raise ProjectImportError(str(file), error, "", "Rename one of the two, or start Python in your project.")
+        taken = ImportError(f"the name {name} already belongs to {where}")
+        raise ProjectImportError(str(file), taken, "", "Rename one of the two, or start Python in your project.")
     return module
 
 

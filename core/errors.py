@@ -1,30 +1,30 @@
 """Every error of the library, each with the sentence it tells.
 
-    Exception
-    ├── TaskError                     yours to raise in a task: "try again later"
-    └── CoreError                     whatever this library itself has to say
-        ├── ConfigurationError        the project cannot run as it is            (exit 2)
-        │   ├── SettingsNotFound
-        │   ├── TasksNotFound
-        │   ├── ProjectImportError
-        │   └── EmbeddedServerError
-        ├── TaskDefinitionError       a task was declared wrongly                (TypeError)
-        ├── OptionError               an option has a bad value                  (ValueError)
-        │   └── DuplicateTask         two functions share a task name
-        ├── ArgumentsError            a call's arguments do not fit its task     (TypeError)
-        ├── UnknownQueue              no task and no setting names this queue    (LookupError)
-        ├── TasksDisabled             task_enabled is False
-        ├── PublishError              a call was not queued, or perhaps was
-        ├── BrokerUnreachable         Redis does not answer                      (exit 69)
-        ├── ResultUnavailable         this call's result is not kept, or cannot be read
-        ├── ResultTimeout             get() stopped waiting                      (TimeoutError)
-        ├── TaskFailed                the task failed with an error that cannot be rebuilt here
-        │   ├── TaskTimeout           the body took longer than its timeout      (TimeoutError)
-        │   └── TaskRevoked           the call was cancelled, or expired
-        ├── OutsideTask               current() without a running task           (RuntimeError)
-        ├── SyncInLoop                a blocking call under a running event loop (RuntimeError)
-        ├── NotRunning                there is nothing to stop                   (exit 3)
-        └── AlreadyRunning            it runs already                            (exit 73)
+Exception
+├── TaskError                     yours to raise in a task: "try again later"
+└── CoreError                     whatever this library itself has to say
+    ├── ConfigurationError        the project cannot run as it is            (exit 2)
+    │   ├── SettingsNotFound
+    │   ├── TasksNotFound
+    │   ├── ProjectImportError
+    │   └── EmbeddedServerError
+    ├── TaskDefinitionError       a task was declared wrongly                (TypeError)
+    ├── OptionError               an option has a bad value                  (ValueError)
+    │   └── DuplicateTask         two functions share a task name
+    ├── ArgumentsError            a call's arguments do not fit its task     (TypeError)
+    ├── UnknownQueue              no task and no setting names this queue    (LookupError)
+    ├── TasksDisabled             task_enabled is False
+    ├── PublishError              a call was not queued, or perhaps was
+    ├── BrokerUnreachable         Redis does not answer                      (exit 69)
+    ├── ResultUnavailable         this call's result is not kept, or cannot be read
+    ├── ResultTimeout             get() stopped waiting                      (TimeoutError)
+    ├── TaskFailed                the task failed with an error that cannot be rebuilt here
+    │   ├── TaskTimeout           the body took longer than its timeout      (TimeoutError)
+    │   └── TaskRevoked           the call was cancelled, or expired
+    ├── OutsideTask               current() without a running task           (RuntimeError)
+    ├── SyncInLoop                a blocking call under a running event loop (RuntimeError)
+    ├── NotRunning                there is nothing to stop                   (exit 3)
+    └── AlreadyRunning            it runs already                            (exit 73)
 """
 
 from collections.abc import Sequence
@@ -172,7 +172,7 @@ class BrokerUnreachable(CoreError, ConnectionError):
 
     def __init__(self, where: str, reason: str) -> None:
         # ConnectionError is an OSError, which would read two arguments as an errno.
-        super().__init__(f"No Redis answers at {where}: {reason}. Start it, or set REDIS_URL to the one that is running.")
+        super().__init__(f"No Redis answers at {where}: {reason}. Start it, or set REDIS_URL to one that is running.")
 
 
 class ResultUnavailable(CoreError):
@@ -183,7 +183,7 @@ class ResultTimeout(CoreError, TimeoutError):
     """`get(timeout=)` stopped waiting. The task may still finish."""
 
     def __init__(self, task_id: str, seconds: float) -> None:
-        super().__init__(f"No result of {task_id} after {seconds:g} s. The call itself goes on; get() can be called again.")
+        super().__init__(f"No result of {task_id} after {seconds:g} s. The call goes on; get() can be called again.")
 
 
 class TaskFailed(CoreError):
@@ -226,7 +226,9 @@ class TaskRevoked(TaskFailed):
     """The call was cancelled or had expired before it finished."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__("TaskRevoked", f"The call was {reason or 'revoked'} before it finished.")
+        super().__init__(
+            "TaskRevoked", f"The call {'had expired' if reason == 'expired' else f'was {reason}'} before it finished."
+        )
         self.args = (reason,)
 
     def __str__(self) -> str:
@@ -260,4 +262,4 @@ class AlreadyRunning(CoreError):
 
     def __init__(self, what: str, pid: int | None, pidfile: Path) -> None:
         who = f"pid {pid}" if pid else "another process"
-        super().__init__(f"{what} is already running here ({who}, {pidfile}). Stop it, or give this one its own --pidfile.")
+        super().__init__(f"{what} is already running here ({who}, {pidfile}). Stop it, or set another --pidfile.")

@@ -41,7 +41,7 @@ def status(options: Options, as_json: bool) -> None:
 
     server = embedded.find(options.load().root)
     if as_json:
-        found = {"running": server is not None}
+        found: dict[str, object] = {"running": server is not None}
         if server:
             found |= {"pid": server.pid, "version": server.version, "socket": str(server.socket)}
         click.echo(json.dumps(found))

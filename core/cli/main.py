@@ -12,9 +12,6 @@ from core.errors import CoreError
 class Group(click.Group):
     """A group whose commands end with one line and an exit code, never with a traceback of ours."""
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        return super().get_command(context, name)
-
     def resolve_command(self, context: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         try:
             return super().resolve_command(context, args)
@@ -23,7 +20,7 @@ class Group(click.Group):
 
             near = get_close_matches(args[0], self.list_commands(context), n=1) if args else []
             if near:
-                error.message = f"No such command {args[0]!r}. Did you mean {near[0]!r}?"
+                raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", context) from error
             raise
 
     def invoke(self, context: click.Context) -> Any:

@@ -1,9 +1,79 @@
-"""`core scheduler`."""
+"""`core scheduler`: the process that calls periodic tasks when they are due."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
 import click
 
-from core.cli.main import Group
+from core.cli.main import Group, Options
+
+pidfile_option = click.option(
+    "--pidfile", type=click.Path(dir_okay=False, path_type=Path), show_envvar=True,
+    help="The scheduler's pidfile. A standby on the same host needs its own.",
+)  # fmt: skip
 
 
 @click.group("scheduler", cls=Group)
 def command() -> None:
     """Run, stop and look at the scheduler of periodic tasks."""
+
+
+@command.command()
+@pidfile_option
+@click.option("--loglevel", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+              default="info", show_envvar=True, help="The least level that is logged, on stderr.")  # fmt: skip
+@click.pass_obj
+def start(options: Options, pidfile: Path | None, loglevel: str) -> None:
+    """Run the scheduler until it is stopped. Further ones, on other hosts, stand by."""
+    options.load()
+    from core.tasks import beat
+
+    sys.exit(beat.run(pidfile=pidfile, loglevel=loglevel.upper()))
+
+
+@command.command()
+@pidfile_option
+@click.pass_obj
+def stop(options: Options, pidfile: Path | None) -> None:
+    """Stop the scheduler of this project on this host. Exits 3 when none runs."""
+    options.load()
+    from core.tasks import beat
+
+    click.echo(f"stopped (pid {beat.stop(pidfile=pidfile)})")
+
+
+@command.command()
+@pidfile_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_obj
+def status(options: Options, pidfile: Path | None, as_json: bool) -> None:
+    """Say whether it runs here, and which scheduler leads. Exits 3 when none runs here."""
+    options.load()
+    from core.tasks import beat
+
+    found = beat.status(pidfile=pidfile)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        leader = f" · {found.leader['host']} (pid {found.leader['pid']}) leads" if found.leader else ""
+        click.echo((f"running · pid {found.pid} · {found.role}" if found.running else "not running here") + leader)
+    sys.exit(0 if found.running else 3)
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_obj
+def list_(options: Options, as_json: bool) -> None:
+    """List the periodic tasks and when each is due next."""
+    options.load()
+    from core.tasks import beat
+
+    entries = beat.list_entries()
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in entries]))
+        return
+    for entry in entries:
+        due = entry.next_run or ("no scheduler has run yet" if entry.enabled else "disabled")
+        click.echo(f"{entry.name}  {entry.schedule}  queue {entry.queue or '-'}  next {due}")

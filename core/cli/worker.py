@@ -16,19 +16,46 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
 
 
 @click.command("runworker", context_settings={"ignore_unknown_options": False})
-@click.option("-q", "--queue", "queues", multiple=True, metavar="NAME", show_envvar=True,
-              help="Serve this queue only; may be given more than once. Without it, every queue of the project.")
-@click.option("-c", "--concurrency", type=int, callback=_positive, show_envvar=True, metavar="N",
-              help="Calls at once. Default: task_worker_concurrency, else the cores (prefork) or 50 (threads).")
-@click.option("--pool", type=click.Choice(POOLS), show_envvar=True,
-              help="prefork: a process a call, for any task. threads: one process, for tasks that mostly wait. "
-              "Default: task_worker_pool.")
-@click.option("--loglevel", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
-              default="info", show_envvar=True, help="The least level that is logged, on stderr.")
+@click.option(
+    "-q",
+    "--queue",
+    "queues",
+    multiple=True,
+    metavar="NAME",
+    show_envvar=True,
+    help="Serve this queue only; may be given more than once. Without it, every queue of the project.",
+)
+@click.option(
+    "-c",
+    "--concurrency",
+    type=int,
+    callback=_positive,
+    show_envvar=True,
+    metavar="N",
+    help="Calls at once. Default: task_worker_concurrency, else the cores (prefork) or 50 (threads).",
+)
+@click.option(
+    "--pool",
+    type=click.Choice(POOLS),
+    show_envvar=True,
+    help="prefork: a process a call, for any task. threads: one process, for tasks that mostly wait. "
+    "Default: task_worker_pool.",
+)
+@click.option(
+    "--loglevel",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    show_envvar=True,
+    help="The least level that is logged, on stderr.",
+)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def command(
-    options: Options, queues: tuple[str, ...], concurrency: int | None, pool: str | None, loglevel: str,
+    options: Options,
+    queues: tuple[str, ...],
+    concurrency: int | None,
+    pool: str | None,
+    loglevel: str,
     celery_options: tuple[str, ...],
 ) -> None:
     """Run a worker until it is stopped.
@@ -39,5 +66,6 @@ def command(
     options.load()
     from core.tasks import worker
 
-    sys.exit(worker.run(queues=queues, concurrency=concurrency, pool=pool, loglevel=loglevel.upper(),
-                        extra=celery_options))
+    sys.exit(
+        worker.run(queues=queues, concurrency=concurrency, pool=pool, loglevel=loglevel.upper(), extra=celery_options)
+    )

@@ -5,6 +5,7 @@ are in the function's signature: pydantic reads them there, checks in the caller
 worker. A value that would not come back as it was is refused in the caller, by name.
 """
 
+import contextlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -37,10 +38,8 @@ class Arguments:
         Raises:
             TaskDefinitionError: A parameter's type, or the return type, has no form in JSON.
         """
-        try:
+        with contextlib.suppress(NameError):
             self._build()
-        except NameError:
-            pass
 
     def _build(self) -> None:
         from pydantic import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, TypeAdapter
@@ -50,7 +49,7 @@ class Arguments:
         if self._parameters is not None:
             return
         try:
-            schema = TypeAdapter(self._function).core_schema
+            schema = TypeAdapter[Any](self._function).core_schema  # type: ignore[arg-type]  # a function is no type, but it works
             returns = inspect.get_annotations(self._function, eval_str=True).get("return", Any)
             self._returns = TypeAdapter(None if returns is None else returns)
         except PydanticSchemaGenerationError as error:
@@ -73,7 +72,9 @@ class Arguments:
                 ) from error
         return self._parameters
 
-    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], max_bytes: int) -> tuple[list[Any], dict[str, Any]]:
+    def encode(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], max_bytes: int
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Check a call's arguments against the signature and return them as JSON's own values.
 
         Args:
@@ -88,14 +89,14 @@ class Arguments:
             if max_bytes >= 1024 and sum(len(v) for v in (*args, *kwargs.values()) if type(v) is str) * 6 < max_bytes:
                 return wire_args, wire_kwargs
         else:
-            names = self.names(args)
+            names = self._names(args)
             wire_args = [to_json(value, f"{self.name}: {name}") for name, value in zip(names, args, strict=True)]
             wire_kwargs = {name: to_json(value, f"{self.name}: {name}") for name, value in kwargs.items()}
             self._compare(checked, self._validate(tuple(wire_args), wire_kwargs))
         size = len(json.dumps([wire_args, wire_kwargs], ensure_ascii=False).encode("utf-8", "surrogatepass"))
         if size > max_bytes:
             largest = max(
-                [*zip(self.names(args), wire_args, strict=True), *wire_kwargs.items()],
+                [*zip(self._names(args), wire_args, strict=True), *wire_kwargs.items()],
                 key=lambda pair: len(json.dumps(pair[1])),
             )[0]
             raise ArgumentsError(
@@ -154,7 +155,9 @@ class Arguments:
         except ValueError as error:
             if type(wire) in _PLAIN:
                 return wire  # the body returned what its annotation does not say; that is between it and mypy
-            raise ResultUnavailable(f"The result of {self.name} does not fit its annotation: {_reasons(error)}") from error
+            raise ResultUnavailable(
+                f"The result of {self.name} does not fit its annotation: {_reasons(error)}"
+            ) from error
 
     def _validate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         from pydantic import ValidationError
@@ -164,16 +167,18 @@ class Arguments:
         try:
             bound_args, bound_kwargs = validator.validate_python(ArgsKwargs(args, kwargs))
         except ValidationError as error:
-            raise ArgumentsError(f"{self.name}{self.signature} was called wrongly: {self._reasons(error, args)}") from None
+            raise ArgumentsError(
+                f"{self.name}{self.signature} was called wrongly: {self._reasons(error, args)}"
+            ) from None
         return tuple(bound_args), dict(bound_kwargs)
 
     def _reasons(self, error: Any, args: tuple[Any, ...]) -> str:
-        names = self.names(args)
+        names = self._names(args)
         return _reasons(error, lambda place: names[place] if isinstance(place, int) and place < len(names) else place)
 
     def _names(self, args: tuple[Any, ...]) -> list[str]:
         """The parameter that each positional argument goes to."""
-        names = []
+        names: list[str] = []
         for parameter in self.signature.parameters.values():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 names += [f"*{parameter.name}[{i}]" for i in range(len(args) - len(names))]
@@ -182,7 +187,7 @@ class Arguments:
         return (names + [f"argument {i + 1}" for i in range(len(names), len(args))])[: len(args)]
 
     def _compare(self, before: Bound, after: Bound) -> None:
-        names = self.names(before[0])
+        names = self._names(before[0])
         pairs = [*zip(names, before[0], after[0], strict=True)]
         pairs += [(name, value, after[1][name]) for name, value in before[1].items()]
         for name, sent, received in pairs:
@@ -215,7 +220,9 @@ def to_json(value: Any, what: str) -> Any:
     except (PydanticSerializationError, RecursionError) as error:
         raise ArgumentsError(f"{what} is a {type(value).__name__}, which has no form in JSON ({error}).") from None
     except UnicodeDecodeError:
-        raise ArgumentsError(f"{what} holds bytes that are no text; encode them yourself, for example as base64.") from None
+        raise ArgumentsError(
+            f"{what} holds bytes that are no text; encode them yourself, for example as base64."
+        ) from None
     except ValueError:
         raise ArgumentsError(f"{what} holds NaN or an infinite number, which JSON does not have.") from None
     return wire
@@ -226,6 +233,8 @@ def _reasons(error: Any, named: Callable[[Any], Any] = lambda place: place) -> s
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     lines = []
     for problem in problems:
-        place = ".".join(str(part) for part in (named(problem["loc"][0]), *problem["loc"][1:])) if problem["loc"] else ""
+        place = (
+            ".".join(str(part) for part in (named(problem["loc"][0]), *problem["loc"][1:])) if problem["loc"] else ""
+        )
         lines.append(f"{place}: {problem['msg']}" if place else str(problem["msg"]))
     return "; ".join(lines)

@@ -216,7 +216,7 @@ def interrupt_main() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
 
 
-def accept_interrupts(ask: Callable[[], None]) -> None:
+def accept_interrupts(ask: Callable[[], object]) -> None:
     """Make this process's main thread listen to `INTERRUPT`.
 
     Args:

@@ -138,10 +138,13 @@ def queues() -> tuple[str, ...]:
 
 def _set_queues() -> None:
     """Tell Celery the queues: a worker that is given none serves them all."""
-    from kombu import Queue
+    from kombu.entity import Queue
 
     if "task_queues" not in config.get_settings().celery:
-        _process.app.conf.task_queues = [Queue(name, routing_key=name) for name in queues()]
+        _process.app.conf.task_queues = [
+            Queue(name, routing_key=name)  # type: ignore[no-untyped-call]
+            for name in queues()
+        ]
         # Celery reads the setting once; what it made of the earlier value goes.
         _process.app.amqp.queues = _process.app.amqp.Queues(_process.app.conf.task_queues)
 
@@ -240,11 +243,11 @@ def masked_configuration() -> dict[str, Any]:
     """
     settings, project = config.get_settings(), config.get_project()
     here = RedisURL(host=None, port=6379, socket=str(embedded.socket_path(project.root)), db=0)
-    urls = [
+    broker, results = (
         replace(url, password="********") if url.password else url
         for url in (settings.broker_url or here, settings.result_url or here)
-    ]
-    shown = celery_config.generate(settings, *urls, discovery.project_name(project.root))
+    )
+    shown = celery_config.generate(settings, broker, results, discovery.project_name(project.root))
     return {key: "********" if _is_secret(key) else value for key, value in shown.items()}
 
 

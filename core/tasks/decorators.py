@@ -36,20 +36,26 @@ PERIODIC_OPTIONS = ("cron", "interval", "args", "kwargs", "enabled")
 
 class _Decorator(Protocol):
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Task[P, T]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> Task[P, T]: ...
     @overload
     def __call__(self, function: Callable[P, T], /) -> SyncTask[P, T]: ...
 
 
 class _PeriodicDecorator(Protocol):
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> PeriodicTask[P, T]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> PeriodicTask[P, T]: ...
     @overload
     def __call__(self, function: Callable[P, T], /) -> SyncPeriodicTask[P, T]: ...
 
 
 @overload
-def task(function: Callable[P, Coroutine[Any, Any, T]], /) -> Task[P, T]: ...
+def task(  # type: ignore[overload-overlap]
+    function: Callable[P, Coroutine[Any, Any, T]], /
+) -> Task[P, T]: ...
 @overload
 def task(function: Callable[P, T], /) -> SyncTask[P, T]: ...
 @overload
@@ -61,7 +67,7 @@ def task(
     retry_delay: float | None = ...,
     retry_on: tuple[type[Exception], ...] | type[Exception] = ...,
     retry_backoff: bool = ...,
-    timeout: float | None | EllipsisType = ...,
+    timeout: float | EllipsisType | None = ...,
     ignore_result: bool = ...,
     priority: int | None = ...,
 ) -> _Decorator: ...
@@ -97,7 +103,7 @@ def periodic_task(
     enabled: bool = ...,
     name: str | None = ...,
     queue: str | None = ...,
-    timeout: float | None | EllipsisType = ...,
+    timeout: float | EllipsisType | None = ...,
     max_retries: int | None = ...,
     retry_delay: float | None = ...,
 ) -> _PeriodicDecorator: ...
@@ -110,7 +116,7 @@ def periodic_task(
     enabled: bool = ...,
     name: str | None = ...,
     queue: str | None = ...,
-    timeout: float | None | EllipsisType = ...,
+    timeout: float | EllipsisType | None = ...,
     max_retries: int | None = ...,
     retry_delay: float | None = ...,
 ) -> _PeriodicDecorator: ...

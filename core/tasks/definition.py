@@ -57,7 +57,7 @@ class TaskOptions:
     retry_delay: float | None = None
     retry_on: tuple[type[Exception], ...] = ()
     retry_backoff: bool = False
-    timeout: float | None | EllipsisType = ...
+    timeout: float | EllipsisType | None = ...
     ignore_result: bool = False
     priority: int | None = None
 
@@ -217,7 +217,9 @@ class Task(Generic[P, R_co]):
         options = {name: kwargs.pop(name) for name in CALL_OPTIONS if name in kwargs}
         return await self._send(args, kwargs, options)
 
-    async def _send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: dict[str, Any]) -> TaskResult[R_co]:
+    async def _send(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: dict[str, Any]
+    ) -> TaskResult[R_co]:
         check_call_options(options)
         settings = config.get_settings()
         wire_args, wire_kwargs = self.arguments.encode(args, kwargs, settings.task_max_argument_bytes)

@@ -69,7 +69,7 @@ class Listener:
         self._commands += 1
         self._keep_running()
         try:
-            return await self._client.execute_command(*words)
+            return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise celery_app.broker_error(error, self._url) from error
         finally:
@@ -153,7 +153,7 @@ class Listener:
         pubsub = self._client.pubsub()
         self._new, self._unwanted = set(self._waiting), set()
         try:
-            await pubsub.connect()
+            await pubsub.connect()  # type: ignore[no-untyped-call]
             reader = asyncio.create_task(self._read(pubsub))
             try:
                 while True:
@@ -209,7 +209,7 @@ class Listener:
                 if data is not None:
                     self._found(key, data)
 
-    def _found(self, key: str, data: bytes) -> None:
+    def _found(self, key: str, data: bytes | str) -> None:
         if key not in self._waiting:
             return
         meta = _decoded(data)
@@ -220,11 +220,11 @@ class Listener:
             self._drop(key)
 
 
-def _decoded(data: bytes) -> dict[str, Any]:
+def _decoded(data: bytes | str) -> dict[str, Any]:
     from kombu.utils.json import loads
 
     try:
-        meta = loads(data)
+        meta = loads(data)  # type: ignore[no-untyped-call]
     except ValueError:
         meta = None
     if not isinstance(meta, dict):
@@ -251,4 +251,3 @@ async def listener() -> Listener:
 def _where() -> tuple[RedisURL, str]:
     key = celery_app.get_app().backend.get_key_for_task("id")
     return embedded.result_url(), (key.decode() if isinstance(key, bytes) else key).removesuffix("id")
-

@@ -130,7 +130,9 @@ class TaskResult(Generic[R_co]):
             Exception: Whatever the task itself raised on its last attempt.
         """
         self._refuse_ignored("get()")
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0
+        ):
             raise OptionError(f"timeout={timeout!r} is not a number of seconds from 0 on.")
         results = await listener()
         meta: dict[str, Any] | None
@@ -188,7 +190,9 @@ class TaskResult(Generic[R_co]):
     def _refuse_ignored(self, what: str) -> None:
         if self._ignored:
             name = self._arguments.name if self._arguments else "the task"
-            raise ResultUnavailable(f"{what}: {name} is declared with ignore_result=True, so nothing is kept of its calls.")
+            raise ResultUnavailable(
+                f"{what}: {name} is declared with ignore_result=True, so nothing is kept of its calls."
+            )
 
     def _outcome(self, meta: dict[str, Any]) -> R_co:
         stored: Any = meta.get("result")

@@ -1,5 +1,6 @@
 """How many attempts a call has, and how long it waits between them. Pure: no clock, no broker."""
 
+import contextlib
 from dataclasses import dataclass
 
 from core.errors import TaskError
@@ -45,10 +46,8 @@ _MARK = "__core_tasks_from_call__"
 
 def mark_from_call(error: BaseException) -> None:
     """Note that an error was raised by another call and only passed on by its `get()`."""
-    try:
+    with contextlib.suppress(AttributeError):  # a class with __slots__ and no __dict__
         setattr(error, _MARK, True)
-    except AttributeError:
-        pass  # a class with __slots__ and no __dict__
 
 
 def is_from_call(error: BaseException) -> bool:

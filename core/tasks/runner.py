@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from core.errors import ArgumentsError, CoreError, TaskError, TaskFailed, TaskTimeout
@@ -52,7 +53,7 @@ class _Running:
 
 class _RunningBody:
     def __init__(self) -> None:
-        self.stop: Callable[[], None] | None = None
+        self.stop: Callable[[], object] | None = None
         self.cancelled = False
 
 
@@ -145,8 +146,7 @@ def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any
             log(logging.WARNING, "retry in %g s (attempt %d of %d failed: %s) after %.3f s",
                 delay, here.attempt, body.policy.max_retries + 1, _said(error))  # fmt: skip
             _retry(task, error, delay)
-        log(logging.ERROR, "failed: %s (%s) after %.3f s", _said(error), _why_final(body, error, here.attempt),
-            error=error)  # fmt: skip
+        log(logging.ERROR, "%s (%.3f s)", _ending(body, error, here.attempt), error=error)
         raise _portable(error) from error
     finally:
         with _running.lock:
@@ -170,16 +170,17 @@ def _current_task(request: Any, body: Body) -> CurrentTask:
     )
 
 
-def _run_body(
-    body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _run_body(body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(body.function):
         return bridge.submit(_run_coroutine(body, mine, here, args, kwargs)).result()
     context = contextvars.copy_context()
     context.run(enter, here)
     try:
         with _interruptible(mine), timeout.interrupting(body.limit, body.name):
-            return context.run(body.function, *args, **kwargs)
+            value = context.run(body.function, *args, **kwargs)
+        if mine.cancelled:
+            raise Stopped  # in a thread it could not be interrupted, but what it returns is not wanted
+        return value
     except (Stopped, Exception):
         raise
     except BaseException as error:
@@ -204,7 +205,7 @@ async def _run_coroutine(
     task = timeout.as_task(guarded())
     once = _Once(task)
     with _running.lock:
-        mine.stop = lambda: loop.call_soon_threadsafe(once.cancel)
+        mine.stop = partial(loop.call_soon_threadsafe, once.cancel)
         if mine.cancelled:  # asked for before there was anything to cancel
             once.cancel()
     try:
@@ -237,7 +238,7 @@ class _Once:
             self._task.cancel()
 
 
-class _interruptible:  # noqa: N801  a context manager, read as a word
+class _interruptible:
     """Lets `cancel` interrupt a plain function where it runs in the main thread."""
 
     def __init__(self, mine: _RunningBody) -> None:
@@ -302,18 +303,22 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-def _why_final(body: Body, error: Exception, attempt: int) -> str:
+def _ending(body: Body, error: Exception, attempt: int) -> str:
     """Why there is no further attempt, for the log."""
-    name = type(error).__name__
+    kind = type(error).__name__
     if body.policy.retries(error):
-        return f"attempt {attempt} of {body.policy.max_retries + 1}, the last"
+        return f"failed on attempt {attempt} of {body.policy.max_retries + 1}: {_said(error)}"
     if isinstance(error, ArgumentsError):
-        return "not retried: another attempt would get the same arguments"
-    if isinstance(error, TaskTimeout):
-        return "not retried: add retry_on=(TaskTimeout,) if another attempt may be faster"
-    if is_from_call(error):
-        return f"not retried: it was raised by a call that this task waited for; add retry_on=({name},) to retry"
-    return f"not retried: {name} is not a TaskError. Raise TaskError, or add retry_on=({name},)"
+        why = str(error).rstrip(".")
+    elif isinstance(error, TaskTimeout):
+        why = f"{str(error).rstrip('.')}. Add retry_on=(TaskTimeout,) if another attempt may be faster"
+    elif is_from_call(error):
+        why = f"{kind} was raised by a call that it waited for. Add retry_on=({kind},) to try again"
+    elif isinstance(error, TaskFailed):
+        why = str(error).rstrip(".")
+    else:
+        why = f"{kind} is not a TaskError. Raise TaskError, or add retry_on=({kind},)"
+    return f"failed and was not retried: {why}."
 
 
 def _as_failure(error: BaseException) -> TaskFailed:
@@ -324,11 +329,11 @@ def _as_failure(error: BaseException) -> TaskFailed:
 def _portable(error: Exception) -> Exception:
     """The error itself if the caller can build it again, else a TaskFailed that tells of it."""
     try:
-        same = pickle.loads(pickle.dumps(error))  # noqa: S301  our own bytes, made one call ago
+        same = pickle.loads(pickle.dumps(error))
         fits = type(same) is type(error) and type(type(error)(*error.args)) is type(error)
     except Exception:
         fits = False
-    if fits or isinstance(error, TaskError) and type(error) is TaskError:
+    if fits or (isinstance(error, TaskError) and type(error) is TaskError):
         return error
     kind = type(error)
     return TaskFailed(f"{kind.__module__}.{kind.__qualname__}", str(error))

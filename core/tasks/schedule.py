@@ -19,8 +19,13 @@ ALIASES = {
     "@monthly": "0 0 1 * *",
     "@yearly": "0 0 1 1 *",
 }
-MONTHS = {name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
-DAYS = {name: number for number, name in enumerate("sun mon tue wed thu fri sat".split())}
+MONTHS = {
+    name: number
+    for number, name in enumerate(
+        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1
+    )
+}
+DAYS = {name: number for number, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])}
 # Name, lowest, highest, names: 7 is Sunday as well as 0, in cron and here.
 FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("minute", 0, 59, {}),
@@ -82,7 +87,9 @@ def _values(field: str, name: str, low: int, high: int, names: dict[str, int], t
         if slash:
             size = high - low + (0 if high == 7 else 1)
             if not (step_text.isascii() and step_text.isdigit()) or not 1 <= int(step_text) <= size:
-                raise OptionError(f"cron={text!r}: the step {step_text!r} does not fit a {name}; it goes from 1 to {size}.")
+                raise OptionError(
+                    f"cron={text!r}: the step {step_text!r} does not fit a {name}; it goes from 1 to {size}."
+                )
             step = int(step_text)
         first, dash, last = span.partition("-")
         if span == "*":

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -55,15 +56,23 @@ async def within(limit: Limit | None, task: "asyncio.Task[T]", name: str) -> T:
 
 @contextlib.contextmanager
 def interrupting(limit: Limit | None, name: str) -> Iterator[None]:
-    """Interrupt a plain function at its limit, where it runs in the main thread; elsewhere do nothing.
+    """Interrupt a plain function at its limit, where it runs in the main thread.
+
+    In another thread nothing can interrupt it: there it has failed when it ends, if that is too late.
 
     Raises:
         TaskTimeout: The limit passed.
     """
-    if limit is None or threading.current_thread() is not threading.main_thread():
+    if limit is None:
         yield
         return
     error = TaskTimeout(name, limit.seconds, limit.source)
+    if threading.current_thread() is not threading.main_thread():
+        began = time.monotonic()
+        yield
+        if time.monotonic() - began > limit.seconds:
+            raise error
+        return
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise error

@@ -17,6 +17,7 @@ from core import config, discovery, embedded
 from core.errors import BrokerUnreachable, ConfigurationError, TasksDisabled
 from core.tasks import bridge, celery_app, runner
 from core.tasks.celery_config import cancel_key
+from core.tasks.definition import SyncPeriodicTask, SyncTask
 
 logger = logging.getLogger("core.tasks")
 
@@ -173,9 +174,23 @@ def _at_ready(sender: Any = None, **_: Any) -> None:
     count = worker.pool.num_processes
     kind = worker.pool_cls.__module__.rpartition(".")[2].replace("thread", "threads")
     processes = count if kind == "prefork" else 1
+    if kind == "threads":
+        _warn_of_limits(kind)
     logger.info(
         "serving %s · %d at once · %s, %d process%s", names, count, kind, processes, "es" * (processes > 1)
     )  # fmt: skip
+
+
+def _warn_of_limits(pool: str) -> None:
+    """Say which timeouts this pool cannot keep: nothing interrupts a plain function in a thread."""
+    plain = [
+        task.name for task in celery_app.declared() if isinstance(task, SyncTask | SyncPeriodicTask) and task.limit()
+    ]
+    if plain:
+        logger.warning(
+            "on %s a plain `def` cannot be interrupted: it runs past its timeout and fails when it ends: %s",
+            pool, ", ".join(plain),
+        )  # fmt: skip
 
 
 def _in_child(**_: Any) -> None:
@@ -250,7 +265,8 @@ class _Stop:
         self._stopping = True
         active = len(state.active_requests)
         logger.info(
-            "stopping: %d running call%s may finish within %g s; again to quit now", active, "s" * (active != 1), self._grace
+            "stopping: %d running call%s may finish within %g s; again to quit now",
+            active, "s" * (active != 1), self._grace,
         )  # fmt: skip
         state.should_stop = 0
         timer = threading.Timer(self._grace, self._quit, (0, f"{self._grace:g} s passed"))

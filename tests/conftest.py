@@ -1,0 +1,51 @@
+"""Fixtures for all tests: one example project for the calls of this process, and workers for it on every pool."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+from support import Process, Project, project
+
+POOLS = ("prefork", "threads")
+
+
+@pytest.fixture(scope="session")
+def example() -> Iterator[Project]:
+    """The example project; the tests' own process is inside it, so `from src.apps… import …` works."""
+    with project() as made:
+        before = os.getcwd()
+        for name in [n for n in os.environ if n.startswith(("TASK_", "CORE_")) or n in ("REDIS_URL", "ENVIRONMENT")]:
+            del os.environ[name]
+        os.chdir(made.root)
+        sys.path.append(str(made.root))
+        yield made
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session", params=POOLS)
+def pool(request: pytest.FixtureRequest) -> str:
+    """Every pool that the product offers, one after the other."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def worker(example: Project, pool: str) -> Iterator[Process]:
+    """A worker for the example project on this pool, four calls at once."""
+    process = example.worker("--pool", pool, "--concurrency", "4")
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def empty() -> Iterator[Project]:
+    """A directory with nothing in it."""
+    with project(copy=None) as made:
+        yield made
+
+
+@pytest.fixture
+def fresh() -> Iterator[Project]:
+    """A copy of the example project that no other test uses."""
+    with project() as made:
+        yield made

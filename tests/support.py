@@ -1,0 +1,207 @@
+"""What the tests share: projects in directories of their own, real `core` processes, and waiting for a condition."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = Path(__file__).parent / "example"
+CORE = str(Path(sys.executable).parent / "core")
+CELERY = str(Path(sys.executable).parent / "celery")
+
+
+def wait_until(condition: Callable[[], Any], timeout: float, what: str) -> Any:
+    """Wait until *condition* is true and return what it returned; fail with *what* after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        time.sleep(0.02)
+    return value
+
+
+async def eventually(condition: Callable[[], Any], timeout: float, what: str) -> Any:
+    """`wait_until` for a coroutine function, on a running loop."""
+    deadline = time.monotonic() + timeout
+    while not (value := await condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        await asyncio.sleep(0.02)
+    return value
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what could configure a project by accident."""
+    names = ("REDIS_URL", "ENVIRONMENT", "CELERY", "XDG_RUNTIME_DIR", "PYTHONPATH")
+    kept = {k: v for k, v in os.environ.items() if k not in names and not k.startswith(("TASK_", "CORE_"))}
+    return {**kept, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **extra}
+
+
+class Process:
+    """A running command with its output in a file."""
+
+    def __init__(self, command: list[str], cwd: Path, output: Path, environment: dict[str, str]) -> None:
+        self.output = output
+        with open(output, "wb") as sink:
+            self.popen = subprocess.Popen(
+                command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def text(self) -> str:
+        """Everything it has printed so far, on both streams."""
+        return self.output.read_text(errors="replace")
+
+    def wait_for(self, text: str, timeout: float = 20) -> None:
+        """Wait until it has printed *text*."""
+
+        def printed() -> bool:
+            found = text in self.text()
+            if not found and self.popen.poll() is not None:
+                raise AssertionError(f"it ended ({self.popen.returncode}) before it printed {text!r}:\n{self.text()}")
+            return found
+
+        try:
+            wait_until(printed, timeout, f"printed {text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text()}") from None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process itself, not to its children."""
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = 30) -> int:
+        """Wait for its end and return the exit code."""
+        return self.popen.wait(timeout)
+
+    def stop(self, timeout: float = 30) -> int:
+        """Ask it to stop and return the exit code; kill the whole group when it does not."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"it did not stop within {timeout:g} s:\n{self.text()}") from None
+
+    def kill(self) -> None:
+        """Kill it and everything that it started in its session."""
+        try:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.popen.wait()
+
+
+class Project:
+    """A copy of the example project, or an empty one, in a directory of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment: dict[str, str] = {}
+        self._processes: list[Process] = []
+
+    def write(self, path: str, text: str) -> Path:
+        """Write a file of the project."""
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def run(self, *command: str, cwd: Path | None = None, timeout: float = 60, **environment: str) -> Any:
+        """Run a command to its end. `core` and `celery` are those of this environment."""
+        return subprocess.run(
+            self._resolved(command), cwd=cwd or self.root, env=clean_environment(**self.environment, **environment),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+
+    def start(self, *command: str, **environment: str) -> Process:
+        """Start a command in the background; it is stopped with the project."""
+        output = Path(tempfile.mkstemp(prefix="out-", dir=self.root.parent)[1])
+        process = Process(
+            self._resolved(command), self.root, output, clean_environment(**self.environment, **environment)
+        )
+        self._processes.append(process)
+        return process
+
+    def worker(self, *options: str, **environment: str) -> Process:
+        """Start `core runworker` and wait until it serves."""
+        process = self.start("core", "runworker", *options, **environment)
+        process.wait_for("serving ")
+        return process
+
+    def python(self, code: str, timeout: float = 60, **environment: str) -> Any:
+        """Run Python code inside the project."""
+        return self.run(sys.executable, "-c", code, timeout=timeout, **environment)
+
+    @staticmethod
+    def _resolved(command: tuple[str, ...]) -> list[str]:
+        return [{"core": CORE, "celery": CELERY}.get(command[0], command[0]), *command[1:]]
+
+    def close(self) -> None:
+        """Stop everything that was started here, the development server included."""
+        for process in self._processes:
+            process.kill()
+        if (self.root / ".core").exists():
+            subprocess.run([CORE, "broker", "stop"], cwd=self.root, env=clean_environment(), capture_output=True)
+
+
+@contextmanager
+def project(copy: Path | None = EXAMPLE) -> Iterator[Project]:
+    """A project in a short path of its own, gone at the end with all its processes."""
+    with tempfile.TemporaryDirectory(prefix="core-test-", ignore_cleanup_errors=True) as directory:
+        root = Path(directory) / "project"
+        if copy is None:
+            root.mkdir()
+        else:
+            shutil.copytree(copy, root, ignore=shutil.ignore_patterns(".core", "__pycache__"))
+        made = Project(root)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def valkey_binary() -> str:
+    """The server program, as the product finds it."""
+    from core import embedded
+
+    return embedded.server_binary()
+
+
+@contextmanager
+def redis_server(*options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A Redis of the test's own on a free loopback port: its URL and its process."""
+    import socket
+
+    with tempfile.TemporaryDirectory(prefix="core-redis-", ignore_cleanup_errors=True) as directory:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        process = subprocess.Popen(
+            [valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "", *options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+        def answers() -> bool:
+            with socket.socket() as connection:
+                return connection.connect_ex(("127.0.0.1", port)) == 0
+
+        try:
+            wait_until(answers, 10, "the test's Redis listens")
+            yield f"redis://127.0.0.1:{port}/0", process
+        finally:
+            process.kill()
+            process.wait()
