@@ -38,6 +38,7 @@ class Server:
 
     socket: Path
     pid: int
+    #: Name and version, like `valkey 9.1.2`.
     version: str
 
     @property
@@ -96,7 +97,8 @@ def find(root: Path) -> Server | None:
     info = _ask(path)
     if info is None:
         return None
-    return Server(path, int(info["process_id"]), info.get("valkey_version") or info["redis_version"])
+    name = info.get("server_name", "redis")
+    return Server(path, int(info["process_id"]), f"{name} {info.get(f'{name}_version', info['redis_version'])}")
 
 
 def stop(root: Path, timeout: float = 10.0) -> Server:

