@@ -66,55 +66,62 @@ class Settings(BaseSettings):
     )
 
     environment: Literal["development", "staging", "production", "testing"] = Field(
-        "development", description="Where this process runs. `production` never starts a development server."
+        default="development", description="Where this process runs. `production` never starts a development server."
     )
     redis_url: SecretStr | None = Field(
-        None,
+        default=None,
         description="Redis or Valkey for broker, results and schedule: `redis://`, `rediss://` or `unix://`. "
         "Unset, a development server is started inside the project.",
     )
     redis_verify_certificates: bool = Field(
-        True, description="Whether `rediss://` checks the server's certificate. False invites a man in the middle."
+        default=True,
+        description="Whether `rediss://` checks the server's certificate. False invites a man in the middle.",
     )
-    task_broker_url: SecretStr | None = Field(None, description="The broker, where it is not at `redis_url`.")
+    task_broker_url: SecretStr | None = Field(default=None, description="The broker, where it is not at `redis_url`.")
     task_result_backend_url: SecretStr | None = Field(
-        None, description="The result backend, where it is not at `redis_url`."
+        default=None, description="The result backend, where it is not at `redis_url`."
     )
     task_enabled: bool = Field(
-        True, description="False: `delay` raises TasksDisabled, and worker and scheduler refuse to start."
+        default=True, description="False: `delay` raises TasksDisabled, and worker and scheduler refuse to start."
     )
-    task_default_queue: QueueName = Field("default", description="The queue of tasks that name none.")
+    task_default_queue: QueueName = Field(default="default", description="The queue of tasks that name none.")
     task_queues: Annotated[tuple[QueueName, ...], NoDecode, BeforeValidator(_listed)] = Field(
-        (), description="Queues beside the default one and those that tasks name, as a list or `a,b`."
+        default=(), description="Queues beside the default one and those that tasks name, as a list or `a,b`."
     )
     task_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
-        (), description="Modules with tasks beside `src/apps/*/tasks.py` and `src/tasks.py`, as a list or `a,b`."
+        default=(),
+        description="Modules with tasks beside `src/apps/*/tasks.py` and `src/tasks.py`, as a list or `a,b`.",
     )
     task_default_max_retries: CountOrZero = Field(
-        3, description="Retries after the first attempt: 3 means up to 4 attempts, 0 never retries."
+        default=3, description="Retries after the first attempt: 3 means up to 4 attempts, 0 never retries."
     )
-    task_default_retry_delay: SecondsOrZero = Field(60.0, description="Seconds between attempts.")
+    task_default_retry_delay: SecondsOrZero = Field(default=60.0, description="Seconds between attempts.")
     task_default_timeout: Seconds | None = Field(
-        300.0, description="Seconds one attempt may take; empty in code (None) means no limit."
+        default=300.0, description="Seconds one attempt may take; empty in code (None) means no limit."
     )
-    task_publish_timeout: Seconds = Field(5.0, description="Seconds after which `delay` gives up on the broker.")
+    task_publish_timeout: Seconds = Field(
+        default=5.0, description="Seconds after which `delay` gives up on the broker."
+    )
     task_max_argument_bytes: Count = Field(
-        262_144, description="Largest size of a call's arguments as JSON. Big values belong in a store, not in Redis."
+        default=262_144,
+        description="Largest size of a call's arguments as JSON. Big values belong in a store, not in Redis.",
     )
     task_worker_pool: Literal["prefork", "threads"] = Field(
-        "prefork", description="`prefork`: a process per call at once. `threads`: one process, for tasks that wait."
+        default="prefork",
+        description="`prefork`: a process per call at once. `threads`: one process, for tasks that wait.",
     )
     task_worker_concurrency: Count | None = Field(
-        None, description="Calls at once in a worker. Unset: the number of cores (prefork) or 50 (threads)."
+        default=None, description="Calls at once in a worker. Unset: the number of cores (prefork) or 50 (threads)."
     )
     task_shutdown_timeout: Seconds = Field(
-        25.0, description="Seconds a stopping worker lets calls finish before it puts them back."
+        default=25.0, description="Seconds a stopping worker lets calls finish before it puts them back."
     )
-    task_result_expires: Count = Field(86_400, description="Seconds that results are kept.")
+    task_result_expires: Count = Field(default=86_400, description="Seconds that results are kept.")
     task_store_arguments: bool = Field(
-        True, description="Keep name and arguments beside the result, where Flower shows them. False for privacy."
+        default=True,
+        description="Keep name and arguments beside the result, where Flower shows them. False for privacy.",
     )
-    task_timezone: str = Field("UTC", description="The time zone in which cron entries are read.")
+    task_timezone: str = Field(default="UTC", description="The time zone in which cron entries are read.")
     celery: dict[str, Any] = Field(
         default_factory=dict, description="Celery's own settings, merged last over the generated ones."
     )

@@ -8,14 +8,14 @@ Exception
     │   ├── TasksNotFound
     │   ├── ProjectImportError
     │   └── EmbeddedServerError
-    ├── TaskDefinitionError       a task was declared wrongly                (TypeError)
-    ├── OptionError               an option has a bad value                  (ValueError)
+    ├── TaskDefinitionError       a task was declared wrongly                (TypeError, exit 2)
+    ├── OptionError               an option has a bad value                  (ValueError, exit 2)
     │   └── DuplicateTask         two functions share a task name
     ├── ArgumentsError            a call's arguments do not fit its task     (TypeError)
-    ├── UnknownQueue              no task and no setting names this queue    (LookupError)
-    ├── TasksDisabled             task_enabled is False
+    ├── UnknownQueue              no task and no setting names this queue    (LookupError, exit 2)
+    ├── TasksDisabled             task_enabled is False                      (exit 2)
     ├── PublishError              a call was not queued, or perhaps was
-    ├── BrokerUnreachable         Redis does not answer                      (exit 69)
+    ├── BrokerUnreachable         Redis does not answer                      (ConnectionError, exit 69)
     ├── ResultUnavailable         this call's result is not kept, or cannot be read
     ├── ResultTimeout             get() stopped waiting                      (TimeoutError)
     ├── TaskFailed                the task failed with an error that cannot be rebuilt here

@@ -12,23 +12,23 @@ from core.errors import CoreError
 class Group(click.Group):
     """A group whose commands end with one line and an exit code, never with a traceback of ours."""
 
-    def resolve_command(self, context: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         try:
-            return super().resolve_command(context, args)
+            return super().resolve_command(ctx, args)
         except click.UsageError as error:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], self.list_commands(context), n=1) if args else []
+            near = get_close_matches(args[0], self.list_commands(ctx), n=1) if args else []
             if near:
-                raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", context) from error
+                raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx) from error
             raise
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except CoreError as error:
             click.echo(f"Error: {error}", err=True)
-            context.exit(error.exit_code)
+            ctx.exit(error.exit_code)
 
 
 @click.group(

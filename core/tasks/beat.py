@@ -19,7 +19,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from core import config, discovery, embedded
-from core.errors import CoreError, NotRunning, TasksDisabled
+from core.errors import BrokerUnreachable, CoreError, NotRunning, TasksDisabled
 from core.tasks import celery_app, schedule
 from core.tasks.definition import PeriodicTask
 from core.tasks.pidfile import PidFile, default_path
@@ -243,6 +243,6 @@ def _leader() -> dict[str, Any] | None:
 def _elsewhere() -> str:
     try:
         leader = _leader()
-    except CoreError:
+    except BrokerUnreachable:
         return ""
     return f" The one on {leader['host']} (pid {leader['pid']}) leads; stop it there." if leader else ""

@@ -25,6 +25,8 @@ logger = logging.getLogger("core.tasks")
 THREADS = 8
 #: The signal that reaches a plain function in a main thread. Celery leaves it alone in pool processes.
 INTERRUPT = signal.SIGUSR2
+#: The signal that tells a pool process to cancel its bodies, since its worker is about to end it.
+PUT_BACK = signal.SIGHUP
 
 
 class LoopThread:
@@ -206,9 +208,12 @@ class _Interrupt:
     action: Callable[[], None] | None = None
 
 
+_interrupt = _Interrupt()
+
+
 def on_interrupt(action: Callable[[], None] | None) -> None:
     """Set what `interrupt_main` runs in the main thread; it may raise there."""
-    _Interrupt.action = action
+    _interrupt.action = action
 
 
 def interrupt_main() -> None:
@@ -224,8 +229,8 @@ def accept_interrupts(ask: Callable[[], object]) -> None:
     """
 
     def handle(_signal: int, _frame: object) -> None:
-        if _Interrupt.action is not None:
-            _Interrupt.action()
+        if _interrupt.action is not None:
+            _interrupt.action()
         ask()
 
     signal.signal(INTERRUPT, handle)

@@ -177,6 +177,7 @@ def producer() -> Any:
         if embedded.is_default():
             embedded.broker_url()  # it may have been stopped since
         connection = app.connection_for_write()
+        connection.ensure_connection(max_retries=0)  # kombu's default tries for 6 s, a wrong password as well
         made = app.amqp.Producer(connection, auto_declare=False)
         made.channel  # noqa: B018  opens it
     except CoreError:
@@ -197,7 +198,7 @@ def drop_producer() -> None:
 
 def broker_error(error: BaseException, url: RedisURL) -> CoreError:
     """One of our errors for what Redis, kombu or a socket raised: the server is away, or does not let us in."""
-    from redis.exceptions import AuthenticationError, ResponseError
+    from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -215,7 +216,9 @@ def broker_error(error: BaseException, url: RedisURL) -> CoreError:
                 f"TLS with Redis at {url} failed ({_reason(link)}). Add ?ssl_ca_certs=/path/to/ca.pem to REDIS_URL, "
                 "or check that this port speaks TLS."
             )
-    return BrokerUnreachable(str(url), _reason(chain[-1]))
+    # The deepest link may be a detail of kombu's own, like an empty list of channels.
+    told = [link for link in chain if isinstance(link, OSError | RedisError)] or chain
+    return BrokerUnreachable(str(url), _reason(told[-1]))
 
 
 def _reason(error: BaseException) -> str:

@@ -45,15 +45,16 @@ def generate(settings: Settings, broker: RedisURL, results: RedisURL, project: s
         # A call is taken off the queue when it is done, not when it begins: a killed worker loses nothing.
         "task_acks_late": True,
         "task_acks_on_failure_or_timeout": True,  # a call that failed has been run
-        "task_reject_on_worker_lost": False,  # a call that kills its worker would do so for ever
+        "task_reject_on_worker_lost": False,  # a call that kills its process would do so for ever
+        "task_retry_on_worker_lost": True,  # its pool process was killed: try again, max_retries times
         "worker_prefetch_multiplier": 1,  # a slow call holds no others back
         "worker_deduplicate_successful_tasks": False,  # costs a read a call and is not exact
         "broker_transport_options": {
             "visibility_timeout": VISIBILITY_TIMEOUT,
             "unacked_restore_interval": 10,  # look for lost calls every 10 s, not every 100
             "unacked_restore_throttle": 1,
-            "socket_timeout": settings.task_publish_timeout,  # a frozen Redis must not hang its callers
-            "socket_connect_timeout": min(3.0, settings.task_publish_timeout),
+            "socket_timeout": 5.0,  # a frozen Redis must not hang its callers
+            "socket_connect_timeout": 3.0,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },

@@ -171,7 +171,7 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
     for option in given:
         if option not in known:
             near = get_close_matches(option, known, n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
+            guess = f"; did you mean {near[0]!r}?" if near else "."
             raise TaskDefinitionError(f"@{decorator} has no option {option!r}{guess} It takes {', '.join(known)}.")
     timing = {name: given.pop(name) for name in PERIODIC_OPTIONS if name in given}
     options = TaskOptions(**given)
@@ -179,15 +179,14 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
     name = options.name or f"{module}.{function.__qualname__.replace('<locals>.', '')}"
     asynchronous = inspect.iscoroutinefunction(function)
     if periodic:
-        planned = _schedule(function, timing)
         declared: Task[Any, Any] = (PeriodicTask if asynchronous else SyncPeriodicTask)(
-            function, name, options, location, planned
+            function, name, options, location, _schedule(function, timing)
         )
     else:
         declared = (Task if asynchronous else SyncTask)(function, name, options, location)
     declared.arguments.prepare()
-    if periodic:
-        _check_schedule_arguments(declared, planned)
+    if isinstance(declared, PeriodicTask):
+        _check_schedule_arguments(declared, declared.schedule)
     other = celery_app.find(name)
     if isinstance(other, Task) and _identity(other.function) != _identity(function):
         raise DuplicateTask(name, other.location, location)

@@ -226,7 +226,7 @@ def _revived(stored: Any, task: str) -> Exception:
         return TaskFailed("Exception", str(stored))
     module, name = str(stored.get("exc_module") or ""), str(stored.get("exc_type") or "Exception")
     message = stored.get("exc_message")
-    args = tuple(message) if isinstance(message, list | tuple) else (message,)
+    args: tuple[Any, ...] = tuple(message) if isinstance(message, list | tuple) else (message,)
     if name == "TimeLimitExceeded":  # the pool killed the body's process: the last resort of our own timeout
         return TaskTimeout(task, args[0], "its timeout and 10 s of grace; its process was killed")
     kind = _error_class(module, name)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from core.errors import ArgumentsError, CoreError, TaskError, TaskFailed, TaskTimeout
 from core.tasks import bridge, timeout
@@ -36,6 +36,10 @@ class Body:
     queue: str | None
     priority: int | None
     ignore_result: bool
+
+
+#: Seconds after which a process that was told to put its calls back ends by itself.
+LAST_MOMENT = 5.0
 
 
 class Stopped(BaseException):
@@ -147,7 +151,10 @@ def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any
                 delay, here.attempt, body.policy.max_retries + 1, _said(error))  # fmt: skip
             _retry(task, error, delay)
         log(logging.ERROR, "%s (%.3f s)", _ending(body, error, here.attempt), error=error)
-        raise _portable(error) from error
+        portable = _portable(error)
+        if portable is error:
+            raise  # with the cause that it has
+        raise portable from error
     finally:
         with _running.lock:
             _running.bodies.pop(here.id, None)
@@ -271,12 +278,15 @@ def _cancelled_before(task: Any, task_id: str) -> bool:
         return False
 
 
-def _leave(task: Any, here: CurrentTask, log: Callable[..., None]) -> None:
+def _leave(task: Any, here: CurrentTask, log: Callable[..., None]) -> NoReturn:
     """End an attempt whose body was stopped."""
     from celery.exceptions import Ignore, WorkerTerminate
 
     if _running.putting_back:
-        # The one exception that no pool takes for an outcome: the message stays unacknowledged.
+        # Whatever left this function now would be an outcome. The worker ends this process in a moment.
+        with _running.lock:
+            _running.bodies.pop(here.id, None)
+        threading.Event().wait(LAST_MOMENT)
         raise WorkerTerminate
     log(logging.INFO, "cancelled after %.3f s")
     task.backend.mark_as_revoked(
@@ -286,7 +296,7 @@ def _leave(task: Any, here: CurrentTask, log: Callable[..., None]) -> None:
     raise Ignore("cancelled")
 
 
-def _retry(task: Any, error: Exception, delay: float) -> None:
+def _retry(task: Any, error: Exception, delay: float) -> NoReturn:
     """Send the next attempt; always raises."""
     from celery.exceptions import Reject
 

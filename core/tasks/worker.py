@@ -4,13 +4,14 @@ Everything that makes a worker ours is hung on Celery's own signals and boot ste
 `celery -A core worker` is the same worker as `core runworker`.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from core import config, discovery, embedded
@@ -23,6 +24,8 @@ logger = logging.getLogger("core.tasks")
 
 POOLS = ("prefork", "threads")
 THREADS_AT_ONCE = 50
+#: Seconds that bodies have for their `finally` when the worker quits.
+CLEAN_UP = 0.8
 
 
 def prepared_app() -> Any:
@@ -135,8 +138,8 @@ def _prepare(app: Any) -> None:
     class Stopping(bootsteps.StartStopStep):  # type: ignore[misc]
         """Takes the signals from Celery once it has set its own handlers."""
 
-        def start(self, worker: Any) -> None:
-            _Stop(worker).listen()
+        def start(self, parent: Any) -> None:
+            _Stop(parent).listen()
             if embedded.is_default():
                 threading.Thread(target=_keep_server, name="core-tasks-server", daemon=True).start()
 
@@ -195,6 +198,8 @@ def _warn_of_limits(pool: str) -> None:
 
 def _in_child(**_: Any) -> None:
     bridge.accept_interrupts(lambda: bridge.submit(_look_for_cancellations()))
+    # In a thread, since the handler may have interrupted whoever holds a lock that this takes.
+    signal.signal(bridge.PUT_BACK, lambda *_: threading.Thread(target=runner.put_back, daemon=True).start())
 
 
 async def _look_for_cancellations() -> None:
@@ -275,19 +280,30 @@ class _Stop:
 
     def _quit(self, code: int, why: str) -> None:
         """Put unfinished calls back into their queues and end this process and its children now."""
-        from billiard.process import active_children
         from celery.worker import state
 
         calls = [request for request in list(state.active_requests) if not request.acknowledged]
-        try:
-            runner.put_back()
-            connection = self._worker.consumer.connection
-            if connection is not None:
-                connection.close()  # puts everything back that is not acknowledged
-        except Exception as error:
-            logger.warning("calls could not be put back (%s): Redis does it within 2 h", type(error).__name__)
-        for child in active_children():
-            child.terminate()
+        children = self._worker.pool.info.get("processes", ())
+        _signal(children, bridge.PUT_BACK)
+        runner.put_back()
+        deadline = time.monotonic() + CLEAN_UP
+        while calls and (children or runner.running()) and time.monotonic() < deadline:
+            time.sleep(0.01)  # cancelled bodies run their `finally`
+        connection = getattr(getattr(self._worker, "consumer", None), "connection", None)
+        if connection is not None:
+            # Closing puts everything back that is not acknowledged. A Redis that does not answer must not hold us.
+            closing = threading.Thread(target=connection.close, daemon=True)
+            closing.start()
+            closing.join(CLEAN_UP)
+            if closing.is_alive():
+                logger.warning("Redis does not answer: what was not put back comes back by itself within 2 h")
+        _signal(children, signal.SIGTERM)
         logger.warning("%s: quit, %d unfinished call%s put back", why, len(calls), "s" * (len(calls) != 1))
         logging.shutdown()
         os._exit(code)
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
