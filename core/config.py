@@ -5,15 +5,26 @@ import os
 import sys
 import zoneinfo
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from core import discovery
@@ -126,7 +137,19 @@ class Settings(BaseSettings):
         default_factory=dict, description="Celery's own settings, merged last over the generated ones."
     )
 
-    _project_root: ClassVar[Path | None] = None
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _keep_our_rules(cls, value: Any, theirs: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """`task_default_queue: str = ""` in a subclass replaces the field and with it the field's rules: both count."""
+        checked = theirs(value)
+        name = str(info.field_name)
+        ours = Settings.model_fields[name].rebuild_annotation() if name in Settings.model_fields else None
+        if ours is None or ours == cls.model_fields[name].rebuild_annotation():
+            return checked
+        try:
+            return TypeAdapter[Any](ours).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
     @field_validator("task_timezone")
     @classmethod
@@ -221,6 +244,8 @@ def configure(settings_class: type[S], *, project: discovery.Project | None = No
         settings = settings_class()
     except ValidationError as error:
         raise _explained(error, settings_class) from None
+    except SettingsError as error:  # text in the environment or a .env file that is to be JSON and is not
+        raise ConfigurationError(f"The settings cannot be used: {error}. Write the value as JSON.") from None
     _current.project = project or _current.project
     _current.settings = settings
     return settings
@@ -296,12 +321,14 @@ def _settings_class(module: Any, project: discovery.Project) -> type[Settings]:
 
 def _explained(error: ValidationError, settings_class: type[Settings]) -> ConfigurationError:
     lines = []
-    for problem in error.errors(include_input=False, include_url=False):
+    for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if problem["loc"] else "settings"
         reason = problem["msg"].removeprefix("Value error, ")
-        variable = f" (variable {name.upper()})" if name in os.environ or name.upper() in os.environ else ""
-        secret = name.endswith("_url")
-        value = os.environ.get(name.upper())
-        shown = f" = {value!r}" if value is not None and not secret else ""
+        missing = problem["type"] == "missing"
+        set_there = name in os.environ or name.upper() in os.environ
+        variable = f" (variable {name.upper()})" if missing or set_there else ""
+        # A field of the project's own may hold a secret, and so may a URL and Celery's own settings.
+        open_field = name in Settings.model_fields and name != "celery" and not name.endswith("_url")
+        shown = f" = {problem['input']!r}" if open_field and not missing else ""
         lines.append(f"{settings_class.__name__}.{name}{shown}{variable}: {reason}")
     return ConfigurationError("The settings cannot be used.\n  " + "\n  ".join(lines))

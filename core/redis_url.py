@@ -43,7 +43,11 @@ class RedisURL:
         # Nothing of a URL that cannot be read is quoted but its scheme: the rest may be a password.
         scheme, separator, _ = text.partition("://")
         if not separator or scheme not in SCHEMES:
-            named = f"the scheme {scheme!r}" if separator else "no scheme"
+            named = (
+                f"the scheme {scheme!r}"
+                if separator and scheme.replace("+", "").isalnum()
+                else "no scheme that can be read"
+            )
             raise ConfigurationError(f"A Redis URL has {named}; known are {', '.join(s + '://' for s in SCHEMES)}.")
         try:
             parts = urlsplit(text)
@@ -52,10 +56,18 @@ class RedisURL:
             raise ConfigurationError(f"A {scheme}:// URL has a port or host that cannot be read.") from None
         query = dict(parse_qsl(parts.query))
         local = scheme in ("unix", "redis+socket")
+        if parts.fragment or "@" in parts.query or (not local and "@" in parts.path):
+            raise ConfigurationError(
+                f"A {scheme}:// URL has '/', '?' or '#' in its user or password; write %2F, %3F or %23 there."
+            )
+        if local and parts.hostname:
+            raise ConfigurationError(
+                f"A {scheme}:// URL names a host; write three slashes: {scheme}:///path/to/redis.sock."
+            )
         database = query.pop("db", None) or query.pop("virtual_host", None)
         if not local:
             database = parts.path.strip("/") or database
-        if database and not database.isdigit():
+        if database and not (database.isascii() and database.isdigit()):
             raise ConfigurationError(f"A {scheme}:// URL names the database {database!r}; a database is a number.")
         if query.pop("ssl_cert_reqs", "required") not in ("required", "CERT_REQUIRED") and verify:
             raise ConfigurationError(

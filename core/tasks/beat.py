@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from redbeat.schedulers import RedBeatScheduler, acquire_distributed_beat_lock, get_redis
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import LockError, RedisError
 
 from core import config, discovery, embedded
 from core.errors import BrokerUnreachable, CoreError, NotRunning, TasksDisabled
@@ -51,6 +51,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
     """RedBeat's scheduler, with the project's periodic tasks, messages that expire, and a leader with a name."""
 
     lock: Any = None
+    _away = False
 
     def __init__(self, app: Any, **options: Any) -> None:
         app.conf.beat_schedule = {**(app.conf.beat_schedule or {}), **entries()}
@@ -75,13 +76,23 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         try:
             if self.lock_key and not self.lock:
                 acquire_distributed_beat_lock(sender=SimpleNamespace(scheduler=self))
+                self.setup_schedule()  # a Redis that lost the lock has perhaps lost the schedule as well
             wait: float = super().tick(*args, **options)
             get_redis(self.app).set(self._leader_key, self._leader, ex=int(self.lock_timeout))
-            return wait
-        except (RedisError, OSError) as error:
-            logger.warning("the schedule stands still: %s. It goes on by itself.", error)
+        except LockError:
+            logger.warning("another scheduler may lead now: this one asks for the lock again")
             self.lock = None
             return 1.0
+        except (RedisError, OSError) as error:
+            # The lock is kept: a Redis that comes back with its data still knows it as ours.
+            if not self._away:
+                logger.warning("the schedule stands still: %s. It goes on by itself.", str(error).rstrip("."))
+            self._away = True
+            with suppress(CoreError):
+                embedded.broker_url()  # starts the development server, if it is ours that is gone
+            return 1.0
+        self._away = False
+        return wait
 
     def close(self) -> None:
         """Give up the lead, so that a standby takes over at once."""
@@ -204,7 +215,8 @@ def list_entries() -> list[Entry]:
 
 
 def _time(score: float | None) -> str | None:
-    return None if score is None else datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
+    # RedBeat adds up clock readings: a full hour is kept as some microseconds before it.
+    return None if score is None else datetime.fromtimestamp(round(score), UTC).isoformat()
 
 
 def _pidfile() -> Path:

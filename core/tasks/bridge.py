@@ -61,6 +61,7 @@ class LoopThread:
             if tasks:
                 await asyncio.wait(tasks, timeout=grace)
             await self.loop.shutdown_asyncgens()
+            await self.loop.shutdown_default_executor()
 
         try:
             asyncio.run_coroutine_threadsafe(drain(), self.loop).result(grace + 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from difflib import get_close_matches
-from types import EllipsisType, FunctionType
+from types import CodeType, EllipsisType, FunctionType
 from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from core import discovery
@@ -175,7 +175,7 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
             raise TaskDefinitionError(f"@{decorator} has no option {option!r}{guess} It takes {', '.join(known)}.")
     timing = {name: given.pop(name) for name in PERIODIC_OPTIONS if name in given}
     options = TaskOptions(**given)
-    module = discovery.module_path(function.__code__.co_filename, function.__module__)
+    module = discovery.module_path(_written(function).co_filename, function.__module__)
     name = options.name or f"{module}.{function.__qualname__.replace('<locals>.', '')}"
     asynchronous = inspect.iscoroutinefunction(function)
     if periodic:
@@ -251,7 +251,13 @@ def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule) -> No
 
 
 def _identity(function: Any) -> tuple[str, str]:
-    return os.path.realpath(function.__code__.co_filename), function.__qualname__
+    return os.path.realpath(_written(function).co_filename), function.__qualname__
+
+
+def _written(function: Any) -> CodeType:
+    """The code that the author of a task wrote, under the decorators of others."""
+    code: CodeType = inspect.unwrap(function).__code__
+    return code
 
 
 def _location(function: Any) -> str:

@@ -56,7 +56,7 @@ async def send(call: Call) -> None:
     try:
         await bridge.in_thread(publish, seconds)
     except bridge.NotInTime as late:
-        reason = f"no answer from Redis at {embedded_where()} within {seconds:g} s"
+        reason = f"no answer from Redis at {_where()} within {seconds:g} s"
         raise PublishError(call.task.name, call.id, reason, maybe_sent=late.begun) from None
     except (BrokerUnreachable, ConfigurationError) as error:
         if isinstance(error, ConfigurationError) and error.__cause__ is None:
@@ -69,7 +69,7 @@ async def send(call: Call) -> None:
         raise PublishError(call.task.name, call.id, reason, maybe_sent=not celery_app.never_sent(error)) from error
 
 
-def embedded_where() -> str:
+def _where() -> str:
     """Where the broker is, for a message, without asking whether it is there."""
     url = config.get_settings().broker_url
     return str(url) if url else "the development server"

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NoReturn
 
-from core.errors import ArgumentsError, CoreError, TaskError, TaskFailed, TaskTimeout
+from core.errors import ArgumentsError, CoreError, TaskFailed, TaskTimeout
 from core.tasks import bridge, timeout
 from core.tasks.arguments import Arguments
 from core.tasks.celery_config import cancel_key
@@ -179,7 +179,12 @@ def _current_task(request: Any, body: Body) -> CurrentTask:
 
 def _run_body(body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(body.function):
-        return bridge.submit(_run_coroutine(body, mine, here, args, kwargs)).result()
+        future = bridge.submit(_run_coroutine(body, mine, here, args, kwargs))
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # a soft limit that a stock producer asked for is raised in this thread, not in the body
+            raise
     context = contextvars.copy_context()
     context.run(enter, here)
     try:
@@ -209,7 +214,7 @@ async def _run_coroutine(
             raise _as_failure(error) from error
 
     loop = asyncio.get_running_loop()
-    task = timeout.as_task(guarded())
+    task = loop.create_task(guarded())
     once = _Once(task)
     with _running.lock:
         mine.stop = partial(loop.call_soon_threadsafe, once.cancel)
@@ -218,6 +223,9 @@ async def _run_coroutine(
     try:
         value = await timeout.within(body.limit, task, body.name)
     except asyncio.CancelledError as error:
+        if not task.done():  # nobody waits for this attempt any more
+            once.cancel()
+            raise
         if mine.cancelled:
             raise Stopped from None
         raise _as_failure(error) from error
@@ -343,7 +351,7 @@ def _portable(error: Exception) -> Exception:
         fits = type(same) is type(error) and type(type(error)(*error.args)) is type(error)
     except Exception:
         fits = False
-    if fits or (isinstance(error, TaskError) and type(error) is TaskError):
+    if fits:
         return error
     kind = type(error)
     return TaskFailed(f"{kind.__module__}.{kind.__qualname__}", str(error))

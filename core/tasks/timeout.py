@@ -9,10 +9,10 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from core.errors import TaskTimeout
 
@@ -84,8 +84,3 @@ def interrupting(limit: Limit | None, name: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def as_task(body: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-    """Start a coroutine on the running loop, in a copy of the current context."""
-    return asyncio.get_running_loop().create_task(body)

@@ -22,7 +22,6 @@ from core.tasks.definition import SyncPeriodicTask, SyncTask
 
 logger = logging.getLogger("core.tasks")
 
-POOLS = ("prefork", "threads")
 THREADS_AT_ONCE = 50
 #: Seconds that bodies have for their `finally` when the worker quits.
 CLEAN_UP = 0.8
