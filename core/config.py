@@ -1,5 +1,6 @@
 """The project's settings: one class to subclass, and the one instance that this process uses."""
 
+import json
 import math
 import os
 import sys
@@ -54,9 +55,11 @@ def _queue(value: str) -> str:
 
 def _listed(value: Any) -> Any:
     """`a,b` beside `["a", "b"]`: an environment variable is easier to write the first way."""
-    if isinstance(value, str) and not value.lstrip().startswith("["):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 Seconds = Annotated[float, BeforeValidator(_number), AfterValidator(_finite), Field(gt=0)]

@@ -97,12 +97,15 @@ def project_root(directory: Path) -> Path | None:
 
 
 def project_name(root: Path) -> str:
-    """What the project calls itself: `[project] name` in its pyproject.toml, else its directory's name."""
+    """What the project calls itself: `[project] name` in its pyproject.toml, else `core`.
+
+    Not its directory: that may be another one after every deployment, and the schedule would begin anew.
+    """
     try:
         document = tomllib.loads((root / "pyproject.toml").read_text())
         return str(document["project"]["name"])
     except (OSError, ValueError, KeyError, TypeError):
-        return root.name or "project"
+        return "core"
 
 
 @functools.cache

@@ -43,6 +43,7 @@ class Server:
 
     @property
     def url(self) -> RedisURL:
+        """Its socket, as a URL."""
         return RedisURL(host=None, port=6379, socket=str(self.socket), db=0)
 
 

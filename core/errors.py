@@ -37,9 +37,15 @@ class TaskError(Exception):
     Args:
         message: What went wrong, for the log and for whoever awaits the result.
         retry_in: Seconds until the next attempt; None takes the task's own `retry_delay`.
+
+    Raises:
+        OptionError: *retry_in* is no number of seconds from 0 on.
     """
 
     def __init__(self, message: str = "", *, retry_in: float | None = None) -> None:
+        numeric = isinstance(retry_in, int | float) and not isinstance(retry_in, bool)
+        if retry_in is not None and not (numeric and 0 <= retry_in <= 1e10):
+            raise OptionError(f"retry_in={retry_in!r} is not a number of seconds from 0 on.")
         super().__init__(message)
         self.retry_in = retry_in
 

@@ -99,7 +99,7 @@ class RedisURL:
 
     def _credentials(self, password: bool) -> str:
         user = quote(self.username or "", safe="")
-        secret = f":{quote(self.password, safe='')}" if self.password and password else ""
+        secret = f":{quote(self.password, safe='*')}" if self.password and password else ""
         return f"{user}{secret}@" if user or secret else ""
 
     def _network(self, password: bool) -> str:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +154,11 @@ class Project:
         """Stop everything that was started here, the development server included."""
         for process in self._processes:
             process.kill()
-        if (self.root / ".core").exists():
-            subprocess.run([CORE, "broker", "stop"], cwd=self.root, env=clean_environment(), capture_output=True)
+        from core import embedded
+        from core.errors import NotRunning
+
+        with suppress(NotRunning):
+            embedded.stop(self.root)
 
 
 @contextmanager

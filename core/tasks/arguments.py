@@ -29,8 +29,8 @@ class Arguments:
         self._parameters: Any = None
         self._returns: Any = None
 
-    def prepare(self) -> None:
-        """Build the validators now, where that is possible.
+    def prepare(self) -> bool:
+        """Build the validators now, where that is possible, and say whether it was.
 
         Annotations that cannot be resolved yet (a class further down, a name that only type checkers see)
         are left for the first call.
@@ -40,6 +40,7 @@ class Arguments:
         """
         with contextlib.suppress(NameError):
             self._build()
+        return self._parameters is not None
 
     def _build(self) -> None:
         from pydantic import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, TypeAdapter
@@ -57,8 +58,15 @@ class Arguments:
                 f"{self.name} takes or returns a type that cannot travel as JSON: "
                 f"{str(error).partition('. ')[0]}. Pass an id or a model instead."
             ) from error
-        except (PydanticUndefinedAnnotation, PydanticUserError) as error:
+        except PydanticUndefinedAnnotation as error:
             raise NameError(str(error).splitlines()[0]) from error
+        except SyntaxError as error:
+            raise TaskDefinitionError(f"{self.name} has an annotation that cannot be read: {error.msg}.") from error
+        except PydanticUserError as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            if error.code == "class-not-fully-defined":
+                raise NameError(reason) from error
+            raise TaskDefinitionError(f"{self.name} has an annotation that cannot be used: {reason}.") from error
         self._parameters = SchemaValidator(_only_arguments(schema))
 
     def _validator(self) -> Any:
@@ -173,7 +181,8 @@ class Arguments:
         return tuple(bound_args), dict(bound_kwargs)
 
     def _reasons(self, error: Any, args: tuple[Any, ...]) -> str:
-        names = self._names(args)
+        # One that is missing has a place too: the error counts positions past those that were given.
+        names = [*self._names(args), *list(self.signature.parameters)[len(args) :]]
         return _reasons(error, lambda place: names[place] if isinstance(place, int) and place < len(names) else place)
 
     def _names(self, args: tuple[Any, ...]) -> list[str]:

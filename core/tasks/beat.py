@@ -209,14 +209,15 @@ def list_entries() -> list[Entry]:
     for task in celery_app.declared():
         if isinstance(task, PeriodicTask):
             at = due.pop(task.name, None) if task.schedule.enabled else None
+            if at and task.schedule.cron:
+                at = -(-at // 60) * 60  # RedBeat keeps whole seconds, cut off: a full minute as the second before it
             listed.append(Entry(task.name, str(task.schedule), task.queue or default, task.schedule.enabled, _time(at)))
     listed += [Entry(name, "kept in Redis only", None, True, _time(at)) for name, at in sorted(due.items())]
     return listed
 
 
 def _time(score: float | None) -> str | None:
-    # RedBeat adds up clock readings: a full hour is kept as some microseconds before it.
-    return None if score is None else datetime.fromtimestamp(round(score), UTC).isoformat()
+    return None if score is None else datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
 
 
 def _pidfile() -> Path:

@@ -25,8 +25,9 @@ logger = logging.getLogger("core.tasks")
 THREADS = 8
 #: The signal that reaches a plain function in a main thread. Celery leaves it alone in pool processes.
 INTERRUPT = signal.SIGUSR2
-#: The signal that tells a pool process to cancel its bodies, since its worker is about to end it.
-PUT_BACK = signal.SIGHUP
+#: The signal that tells a pool process to cancel its bodies, since its worker is about to end it. Billiard
+#: takes SIGHUP, SIGQUIT and SIGUSR1 for itself in each new process, and would end a plain function with SystemExit.
+PUT_BACK = signal.SIGURG
 
 
 class LoopThread:

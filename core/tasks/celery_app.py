@@ -5,6 +5,7 @@ a call, a worker, the scheduler. Then the application is made from the settings,
 """
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -216,8 +217,12 @@ def broker_error(error: BaseException, url: RedisURL) -> CoreError:
                 f"TLS with Redis at {url} failed ({_reason(link)}). Add ?ssl_ca_certs=/path/to/ca.pem to REDIS_URL, "
                 "or check that this port speaks TLS."
             )
-    # The deepest link may be a detail of kombu's own, like an empty list of channels.
-    told = [link for link in chain if isinstance(link, OSError | RedisError)] or chain
+    if url.ca_certs and not os.access(url.ca_certs, os.R_OK):
+        return ConfigurationError(f"The file {url.ca_certs}, which REDIS_URL names in ssl_ca_certs, cannot be read.")
+    # What Redis itself said is outermost. The deepest link may be a detail of kombu's own, like an empty list
+    # of channels.
+    told: list[BaseException] = [*filter(lambda link: isinstance(link, ResponseError), chain)][:1]
+    told = told or [link for link in chain if isinstance(link, OSError | RedisError)] or chain
     return BrokerUnreachable(str(url), _reason(told[-1]))
 
 
@@ -251,8 +256,15 @@ def masked_configuration() -> dict[str, Any]:
         for url in (settings.broker_url or here, settings.result_url or here)
     )
     shown = celery_config.generate(settings, broker, results, discovery.project_name(project.root))
-    return {key: "********" if _is_secret(key) else value for key, value in shown.items()}
+    return {key: _masked(key, value) for key, value in shown.items()}
 
 
-def _is_secret(key: str) -> bool:
-    return any(word in key for word in ("password", "secret", "token"))
+def _masked(key: str, value: Any) -> Any:
+    """A value without its passwords, which `Settings.celery` may hold at any depth and in any URL."""
+    if value and any(word in key.lower() for word in ("password", "secret", "token")):
+        return "********"
+    if isinstance(value, dict):
+        return {name: _masked(str(name), inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_masked("", inner) for inner in value)
+    return re.sub(r"(://[^:@\s]*:)\S*@", r"\1********@", value) if isinstance(value, str) else value

@@ -141,7 +141,8 @@ def periodic_task(function: Any = None, /, *more: Any, **options: Any) -> Any:
 
 def _decorate(decorator: str, function: Any, more: tuple[Any, ...], options: dict[str, Any]) -> Any:
     if more or (function is not None and (options or isinstance(function, str | int | float | timedelta))):
-        _fail(TaskDefinitionError, f"@{decorator} takes its options by name: @{decorator}(queue=...)", _caller())
+        example = "interval=300" if decorator == "periodic_task" else 'queue="emails"'
+        _fail(TaskDefinitionError, f"@{decorator} takes its options by name: @{decorator}({example}).", _caller())
     if function is None:
         return lambda decorated: _declare(decorator, decorated, options)
     return _declare(decorator, function, options)
@@ -184,9 +185,9 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
         )
     else:
         declared = (Task if asynchronous else SyncTask)(function, name, options, location)
-    declared.arguments.prepare()
+    resolved = declared.arguments.prepare()
     if isinstance(declared, PeriodicTask):
-        _check_schedule_arguments(declared, declared.schedule)
+        _check_schedule_arguments(declared, declared.schedule, resolved)
     other = celery_app.find(name)
     if isinstance(other, Task) and _identity(other.function) != _identity(function):
         raise DuplicateTask(name, other.location, location)
@@ -240,7 +241,7 @@ def _schedule(function: Any, timing: dict[str, Any]) -> Schedule:
     )
 
 
-def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule) -> None:
+def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule, resolved: bool) -> None:
     try:
         declared.arguments.signature.bind(*planned.args, **planned.kwargs)
     except TypeError as error:
@@ -248,6 +249,8 @@ def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule) -> No
             f"{declared.__name__}{declared.arguments.signature} cannot be called by the scheduler: {error}. "
             "Give the parameter a default, or fill it with args= or kwargs=."
         ) from None
+    if resolved:
+        declared.arguments.encode(planned.args, planned.kwargs, sys.maxsize)
 
 
 def _identity(function: Any) -> tuple[str, str]:

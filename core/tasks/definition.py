@@ -1,7 +1,6 @@
 """What a task is once it is declared: its options, and the ways to call it."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,18 +22,22 @@ R_co = TypeVar("R_co", covariant=True)
 #: Options of a call that `delay` reads from its keywords; no task parameter may have such a name.
 CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "priority", "task_id")
 
+#: Three centuries in seconds; what is longer than that, dates and timers cannot hold.
+LARGEST = 10_000_000_000
+
 
 def number(name: str, value: object, *, zero: bool, whole: bool = False) -> None:
-    """Refuse what is no finite number above zero, or from zero on.
+    """Refuse what is no number above zero, or from zero on: NaN, infinity and booleans too.
 
     Raises:
         OptionError: naming the option and the value.
     """
     kinds = int if whole else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if not fits or not 0 <= value <= LARGEST or (value == 0 and not zero):  # type: ignore[operator]
         what = "a whole number" if whole else "a number of seconds"
-        raise OptionError(f"{name}={value!r} is not {what} {'from 0 on' if zero else 'above 0'}.")
+        limit = f" up to {LARGEST:,}" if fits and value > 0 else ""  # type: ignore[operator]
+        raise OptionError(f"{name}={value!r} is not {what} {'from 0 on' if zero else 'above 0'}{limit}.")
 
 
 def text(name: str, value: object) -> None:

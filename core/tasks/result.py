@@ -131,7 +131,7 @@ class TaskResult(Generic[R_co]):
         """
         self._refuse_ignored("get()")
         if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < float("inf")
         ):
             raise OptionError(f"timeout={timeout!r} is not a number of seconds from 0 on.")
         results = await listener()

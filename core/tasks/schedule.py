@@ -3,7 +3,6 @@
 What Celery would silently read in another way than cron does is refused here, where the author sees it.
 """
 
-import math
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -110,7 +109,8 @@ def parse_interval(value: object) -> float:
         OptionError: It is not a finite number of seconds (or timedelta) above zero.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+    # Below a microsecond it would be zero for Celery, and above three centuries it would overflow.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1e-6 <= seconds <= 1e10:
         raise OptionError(f"interval={value!r} is not a number of seconds above zero.")
     return float(seconds)
 

@@ -33,8 +33,8 @@ def prepared_app() -> Any:
     Raises:
         ConfigurationError: The settings or a task module cannot be used, or there are no tasks.
     """
-    app = celery_app.get_app()
     celery_app.import_tasks()
+    app = celery_app.get_app()
     if not getattr(app, "core_tasks_prepared", False):
         app.core_tasks_prepared = True
         _prepare(app)
@@ -66,9 +66,10 @@ def run(
     settings = config.get_settings()
     if not settings.task_enabled:
         raise TasksDisabled("The worker does not start")
-    app = prepared_app()
+    celery_app.import_tasks()
     for queue in queues:
         celery_app.check_queue(queue)
+    app = prepared_app()
     if own := discovery.own_core(config.get_project().root):
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
     log_to_stderr(loglevel)
