@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from support import Process, Project, project, wait_until
+from support import Process, Project, eventually, project, wait_until
 
 WIDTH = min(shutil.get_terminal_size((100, 20)).columns, 110)
 COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -44,6 +44,13 @@ async def outcome(result: Awaitable[Any]) -> str:
     return f"{said}  ({time.perf_counter() - began:.2f} s)"
 
 
+def taken(marks: Path) -> list[str]:
+    """The marks that a task has left, which are gone then."""
+    lines = marks.read_text().splitlines()
+    marks.unlink()
+    return lines
+
+
 async def calls(marks: Path, worker: Process) -> None:
     from src.apps.emails.tasks import send_email, send_urgent_notification
     from src.apps.probe.tasks import nap, permanent, risky, slow
@@ -69,13 +76,12 @@ async def calls(marks: Path, worker: Process) -> None:
     title("A TaskError is retried, to the end: max_retries=2, retry_delay=0.1")
     did("await risky.delay(...)  # raises TaskError in every attempt")
     came(await outcome((await risky.delay(str(marks))).get(timeout=20)))
-    came("attempts: " + ", ".join(marks.read_text().split("\n")).strip(", "))
+    came(", ".join(taken(marks)))
 
     title("Any other error is not")
     did("await permanent.delay(...)  # raises OwnError, max_retries=3")
-    marks.unlink()
     came(await outcome((await permanent.delay(str(marks))).get(timeout=20)))
-    came("attempts: " + marks.read_text().strip())
+    came(", ".join(taken(marks)))
     line = next(line for line in worker.text().splitlines() if "was not retried" in line)
     came("the worker's log: …" + line.partition("]")[2])
 
@@ -86,8 +92,11 @@ async def calls(marks: Path, worker: Process) -> None:
     title("The four status words")
     waiting, running = await nap.delay(0, countdown=600), await nap.delay(30)
     did("await result.status()")
-    while await running.status() == "pending":
-        await asyncio.sleep(0.02)
+
+    async def begun() -> bool:
+        return await running.status() != "pending"
+
+    await eventually(begun, 20, "a worker runs the call")
     failed = await permanent.delay()
     await outcome(failed.get(timeout=20))
     for what, handle in (
@@ -111,7 +120,8 @@ def schedule(made: Project, worker: Process) -> None:
     scheduler.wait_for("scheduling ")
     came(last_line(scheduler, "scheduling "))
     wait_until(lambda: worker.text().count("tick ") >= 2, 20, "the interval task ticked twice")
-    came("the worker printed: " + ", ".join(line for line in worker.text().splitlines() if line.startswith("tick"))[:60])
+    ticks = [line for line in worker.text().splitlines() if line.startswith("tick ")]
+    came("the worker printed: " + ", ".join(ticks[:3]))
     did("core scheduler stop")
     stopped = made.run("core", "scheduler", "stop")
     came(f"{stopped.stdout.strip()}, exit {stopped.returncode}; the scheduler's own exit code: {scheduler.wait()}")

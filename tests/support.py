@@ -98,10 +98,8 @@ class Process:
 
     def kill(self) -> None:
         """Kill it and everything that it started in its session."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.popen.wait()
 
 

@@ -189,7 +189,7 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
     if isinstance(declared, PeriodicTask):
         _check_schedule_arguments(declared, declared.schedule, resolved)
     other = celery_app.find(name)
-    if isinstance(other, Task) and _identity(other.function) != _identity(function):
+    if isinstance(other, Task) and not _same(other, declared):
         raise DuplicateTask(name, other.location, location)
     celery_app.declare(declared)
     return declared
@@ -251,6 +251,15 @@ def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule, resol
         ) from None
     if resolved:
         declared.arguments.encode(planned.args, planned.kwargs, sys.maxsize)
+
+
+def _same(first: Task[Any, Any], second: Task[Any, Any]) -> bool:
+    """Whether two tasks of one name are one function met twice: by another import path, or by a reload."""
+    if _identity(first.function) != _identity(second.function):
+        return False
+    # A second function of one name further down in a module runs in the same import as the first one.
+    once = first.imported_by is second.imported_by and first.function.__globals__ is second.function.__globals__
+    return not once or first.location == second.location
 
 
 def _identity(function: Any) -> tuple[str, str]:

@@ -138,6 +138,8 @@ class Task(Generic[P, R_co]):
         self.options_declared = options
         #: Where it was declared, as `file:line`.
         self.location = location
+        #: The import that declared it; a reload is another one.
+        self.imported_by = function.__globals__.get("__spec__")
         self.arguments = Arguments(function, name.rpartition(".")[2])
 
     def __repr__(self) -> str:

@@ -1,11 +1,19 @@
 """Tasks that the tests and the demo use to look at one behaviour each."""
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel
 
 from core.tasks import TaskError, TaskTimeout, current, task
 
@@ -113,10 +121,8 @@ async def slow(file: str | None = None) -> None:
 @task(timeout=0.3)
 async def stubborn() -> str:
     """Swallow the cancellation and return all the same."""
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(30)
-    except asyncio.CancelledError:
-        pass
     return "returned"
 
 
@@ -225,3 +231,262 @@ async def module_lock() -> int:
     async with _lock:
         await asyncio.sleep(0.01)
     return os.getpid()
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Order(BaseModel):
+    number: int
+    placed: datetime
+
+
+@dataclass
+class Point:
+    x: float
+    y: float
+
+
+@dataclass
+class Seen:
+    """What a worker made of its arguments: the values, and the types they had."""
+
+    kinds: dict[str, str] = field(default_factory=dict)
+    model: Order | None = None
+    data: Point | None = None
+    moment: datetime | None = None
+    day: date | None = None
+    span: timedelta | None = None
+    key: UUID | None = None
+    price: Decimal | None = None
+    colour: Colour | None = None
+    tags: set[str] | None = None
+    path: Path | None = None
+    orders: list[Order] | None = None
+    places: dict[str, list[Point]] | None = None
+
+
+@task
+async def typed(
+    model: Order | None = None,
+    data: Point | None = None,
+    moment: datetime | None = None,
+    day: date | None = None,
+    span: timedelta | None = None,
+    key: UUID | None = None,
+    price: Decimal | None = None,
+    colour: Colour | None = None,
+    tags: set[str] | None = None,
+    path: Path | None = None,
+    orders: list[Order] | None = None,
+    places: dict[str, list[Point]] | None = None,
+) -> Seen:
+    """Give back every argument as it arrived."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    return Seen(kinds={name: type(value).__name__ for name, value in given.items()}, **given)
+
+
+@task
+async def many(*numbers: int, factor: int = 1, **named: int) -> int:
+    return factor * (sum(numbers) + sum(named.values()))
+
+
+@task
+async def unannotated(value, other=None):
+    return value
+
+
+@task
+def fails_sync(text: str) -> None:
+    raise OwnError(text, 7)
+
+
+@task
+async def fails_without_importable_class() -> None:
+    class Hidden(Exception):
+        pass
+
+    raise Hidden("nobody can import me")
+
+
+@task
+async def fails_with_an_argument_json_has_not() -> None:
+    raise OwnError("holds an object", object())
+
+
+@task(max_retries=0)
+async def caused() -> None:
+    try:
+        raise OwnError("the real reason")
+    except OwnError as error:
+        raise TaskError("Retry later") from error
+
+
+@task(max_retries=0)
+async def never_retried(file: str) -> None:
+    note(file, f"attempt {current().attempt}")
+    raise TaskError("no more")
+
+
+@task(max_retries=1, retry_delay=30)
+async def retried_after(file: str, seconds: float) -> int:
+    """Fail once and ask for a delay; the marks are the times of the attempts."""
+    note(file, f"{time.time()}")
+    if current().attempt == 1:
+        raise TaskError("not yet", retry_in=seconds)
+    return current().attempt
+
+
+@task(max_retries=2, retry_delay=0.2, retry_backoff=True)
+async def backs_off(file: str) -> None:
+    note(file, f"{time.time()}")
+    raise TaskError("again")
+
+
+@task(max_retries=1, retry_delay=0.1)
+def risky_sync(file: str) -> None:
+    note(file, f"attempt {current().attempt}")
+    raise TaskError(f"attempt {current().attempt} failed")
+
+
+class Busy(TaskError):
+    """A user's own word for "try again later"."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_in=0.1)
+
+
+@task(max_retries=1, retry_delay=30)
+async def busy(file: str) -> None:
+    note(file, f"attempt {current().attempt}")
+    raise Busy("too many requests")
+
+
+@task(max_retries=1, retry_delay=0.1, retry_on=(TaskError,))
+async def retries_for_a_failing_call(file: str) -> None:
+    note(file, f"attempt {current().attempt}")
+    await (await never_retried.delay(file + ".child")).get(timeout=20)
+
+
+@task(timeout=0.3)
+async def outwaits_its_cancellation(seconds: float) -> None:
+    """Go on for all the cancellations in the world."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(left)
+
+
+@task(timeout=0.3)
+async def blocks_its_loop(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251  on purpose
+
+
+@task(timeout=0.3)
+async def raises_while_it_is_cancelled() -> None:
+    try:
+        await asyncio.sleep(30)
+    finally:
+        raise OwnError("while it ended")
+
+
+@task(timeout=None)
+async def without_limit(seconds: float) -> Any:
+    await asyncio.sleep(seconds)
+    return current().deadline
+
+
+@task
+async def limited_by_default() -> None:
+    await asyncio.sleep(30)
+
+
+@task
+def exits_sync_with(kind: str) -> None:
+    kinds: dict[str, type[BaseException]] = {
+        "SystemExit": SystemExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+        "CancelledError": asyncio.CancelledError,
+        "GeneratorExit": GeneratorExit,
+    }
+    raise kinds[kind]("from the body")
+
+
+@task
+async def exits_in_an_asyncio_task() -> str:
+    """A task of asyncio that the body started raises SystemExit beside it."""
+
+    async def ends() -> None:
+        raise SystemExit("from beside the body")
+
+    beside = asyncio.create_task(ends())
+    await asyncio.sleep(0.05)
+    return "done" if beside.done() else "not done"
+
+
+@task
+def marked_nap_sync(seconds: float, file: str) -> None:
+    note(file, "begun")
+    try:
+        time.sleep(seconds)
+        note(file, "slept")
+    finally:
+        note(file, "cleaned up")
+
+
+@task
+async def swallows_its_cancellation(file: str) -> str:
+    note(file, "begun")
+    try:
+        await asyncio.sleep(30)
+    except asyncio.CancelledError:
+        note(file, "swallowed")
+    return "returned"
+
+
+@task
+def context_sync() -> dict[str, Any]:
+    here = current()
+    return {"id": here.id, "name": here.name, "thread": threading.current_thread().name}
+
+
+@task
+async def calls_two_deep() -> dict[str, Any]:
+    """Call a task that calls a task, and return what the last one saw."""
+    me, (child, grandchild) = current().id, await (await calls_context.delay()).get(timeout=20)
+    return {"me": me, "child": child, "grandchild": grandchild}
+
+
+@task
+def calls_from_sync() -> dict[str, Any]:
+    return context.delay_sync().get_sync(timeout=20)
+
+
+@task
+async def headers() -> dict[str, Any]:
+    return dict(current().headers)
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+@task
+async def leaves_something_running(file: str) -> None:
+    """Start an asyncio task that outlives the call and needs the loop to clean up."""
+
+    async def goes_on() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.05)
+            note(file, "cleaned up")
+
+    _background.add(asyncio.create_task(goes_on()))
+    await asyncio.sleep(0)
+    note(file, "begun")
+
+
+@task
+async def total(numbers: list[int]) -> int:
+    return sum(numbers)
