@@ -69,13 +69,22 @@ def is_default() -> bool:
 
 
 def _embedded_url() -> RedisURL:
-    settings = config.get_settings()
-    if settings.environment == "production":
+    return start().url
+
+
+def start() -> Server:
+    """This process's project's development server, started if it is not up.
+
+    Raises:
+        ConfigurationError: `environment` is production.
+        EmbeddedServerError: It cannot be started here.
+    """
+    if config.get_settings().environment == "production":
         raise ConfigurationError(
-            "No broker is configured and ENVIRONMENT is production, where no development server is started. "
+            "ENVIRONMENT is production, where no development server is started. "
             "Set REDIS_URL, for example REDIS_URL=rediss://user:password@redis.internal:6379/0."
         )
-    return ensure(config.get_project().root).url
+    return ensure(config.get_project().root)
 
 
 def ensure(root: Path) -> Server:

@@ -16,7 +16,7 @@ PACKAGE = Path(core.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
     ("core.discovery", "core.redis_url"),
-    ("core.config",),
+    ("core.broker_error", "core.config"),
     ("core.embedded",),
     (
         "core.tasks.schedule",

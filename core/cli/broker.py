@@ -18,7 +18,8 @@ def start(options: Options) -> None:
     """Start it, if it is not up. Whatever needs a broker does so by itself."""
     from core import embedded
 
-    server = embedded.ensure(options.load().root)
+    options.load()
+    server = embedded.start()
     click.echo(f"{server.version} · pid {server.pid} · {server.socket}")
 
 

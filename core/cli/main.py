@@ -37,7 +37,7 @@ class Group(click.Group):
 )
 @click.version_option(__version__, prog_name="core")
 @click.option("--settings", metavar="MODULE[:CLASS]", show_envvar=True, help="The settings to use.")
-@click.option("-v", "--verbose", is_flag=True, show_envvar=True, help="Say where settings come from; log more.")
+@click.option("-v", "--verbose", is_flag=True, show_envvar=True, help="Say where the settings come from.")
 @click.pass_context
 def cli(context: click.Context, settings: str | None, verbose: bool) -> None:
     """Background tasks for async Python applications, run by Celery."""

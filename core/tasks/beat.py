@@ -19,6 +19,7 @@ from redis import Redis
 from redis.exceptions import LockError, RedisError
 
 from core import config, discovery, embedded
+from core.broker_error import broker_error
 from core.errors import BrokerUnreachable, CoreError, NotRunning, TasksDisabled
 from core.tasks import celery_app, schedule
 from core.tasks.definition import PeriodicTask
@@ -238,7 +239,7 @@ def _redis() -> Iterator[Any]:
         with Redis.from_url(url.for_client(), decode_responses=True, **options, **(url.tls_options() or {})) as client:
             yield client
     except (RedisError, OSError) as error:
-        raise celery_app.broker_error(error, url) from error
+        raise broker_error(error, url) from error
 
 
 def _leader() -> dict[str, Any] | None:

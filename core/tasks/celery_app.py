@@ -5,14 +5,14 @@ a call, a worker, the scheduler. Then the application is made from the settings,
 """
 
 import os
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
 from core import config, discovery, embedded
-from core.errors import BrokerUnreachable, ConfigurationError, CoreError, UnknownQueue
+from core.broker_error import broker_error
+from core.errors import CoreError, UnknownQueue
 from core.redis_url import RedisURL
 from core.tasks import celery_config
 
@@ -197,53 +197,6 @@ def drop_producer() -> None:
         held.connection.collect()
 
 
-def broker_error(error: BaseException, url: RedisURL) -> CoreError:
-    """One of our errors for what Redis, kombu or a socket raised: the server is away, or does not let us in."""
-    from redis.exceptions import AuthenticationError, RedisError, ResponseError
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for link in chain:
-        text = str(link)
-        if isinstance(link, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-            return ConfigurationError(f"Redis at {url} refuses the user or password in REDIS_URL ({_reason(link)}).")
-        if isinstance(link, ResponseError) and "DB index" in text:
-            return ConfigurationError(f"Redis at {url} has no such database. Lower the number at the end of REDIS_URL.")
-        if type(link).__name__ in ("SSLCertVerificationError", "SSLError"):
-            return ConfigurationError(
-                f"TLS with Redis at {url} failed ({_reason(link)}). Add ?ssl_ca_certs=/path/to/ca.pem to REDIS_URL, "
-                "or check that this port speaks TLS."
-            )
-    if url.ca_certs and not os.access(url.ca_certs, os.R_OK):
-        return ConfigurationError(f"The file {url.ca_certs}, which REDIS_URL names in ssl_ca_certs, cannot be read.")
-    # What Redis itself said is outermost. The deepest link may be a detail of kombu's own, like an empty list
-    # of channels.
-    told: list[BaseException] = [*filter(lambda link: isinstance(link, ResponseError), chain)][:1]
-    told = told or [link for link in chain if isinstance(link, OSError | RedisError)] or chain
-    return BrokerUnreachable(str(url), _reason(told[-1]))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def never_sent(error: BaseException) -> bool:
-    """Whether an error of a write shows that nothing reached the server."""
-    from redis.exceptions import ResponseError
-
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, ConnectionRefusedError | FileNotFoundError | ResponseError):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
-
-
 def masked_configuration() -> dict[str, Any]:
     """The generated configuration with its passwords masked, for people to read.
 
@@ -256,15 +209,4 @@ def masked_configuration() -> dict[str, Any]:
         for url in (settings.broker_url or here, settings.result_url or here)
     )
     shown = celery_config.generate(settings, broker, results, discovery.project_name(project.root))
-    return {key: _masked(key, value) for key, value in shown.items()}
-
-
-def _masked(key: str, value: Any) -> Any:
-    """A value without its passwords, which `Settings.celery` may hold at any depth and in any URL."""
-    if value and any(word in key.lower() for word in ("password", "secret", "token")):
-        return "********"
-    if isinstance(value, dict):
-        return {name: _masked(str(name), inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_masked("", inner) for inner in value)
-    return re.sub(r"(://[^:@\s]*:)\S*@", r"\1********@", value) if isinstance(value, str) else value
+    return celery_config.masked(shown)

@@ -3,6 +3,7 @@
 What is not set here is Celery's default. `Settings.celery` is merged last, over everything.
 """
 
+import re
 from typing import Any
 
 from core.config import Settings
@@ -63,7 +64,7 @@ def generate(settings: Settings, broker: RedisURL, results: RedisURL, project: s
         "broker_connection_max_retries": None,  # a worker joins whenever Redis is back
         "broker_pool_acquire_timeout": settings.task_publish_timeout,
         "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
-        "worker_cancel_long_running_tasks_on_connection_loss": False,  # a blip would kill calls that run fine
+        "worker_cancel_long_running_tasks_on_connection_loss": True,  # Redis gives them out again: not two at once
         # Results: kept for a day, with what Flower shows beside them.
         "task_ignore_result": False,
         "task_track_started": True,  # `running` is one of the four status words
@@ -114,3 +115,19 @@ def _redbeat_options(broker: RedisURL) -> dict[str, Any]:
     if broker.username:
         options["username"] = broker.username
     return options
+
+
+def masked(generated: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without its passwords, for people to read."""
+    return {key: _masked(key, value) for key, value in generated.items()}
+
+
+def _masked(key: str, value: Any) -> Any:
+    """A value without its passwords, which `Settings.celery` may hold at any depth and in any URL."""
+    if value and any(word in key.lower() for word in ("password", "secret", "token")):
+        return "********"
+    if isinstance(value, dict):
+        return {name: _masked(str(name), inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_masked("", inner) for inner in value)
+    return re.sub(r"(://[^:@\s]*:)\S*@", r"\1********@", value) if isinstance(value, str) else value

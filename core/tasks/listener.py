@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from core import embedded
+from core.broker_error import broker_error
 from core.errors import BrokerUnreachable, CoreError
 from core.redis_url import RedisURL
 from core.tasks import celery_app
@@ -71,7 +72,7 @@ class Listener:
         try:
             return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
-            raise celery_app.broker_error(error, self._url) from error
+            raise broker_error(error, self._url) from error
         finally:
             self._commands -= 1
             self._wake.set()
@@ -172,7 +173,7 @@ class Listener:
             if not reader.cancelled() and (error := reader.exception()):
                 raise error
         except (RedisError, OSError) as error:
-            raise celery_app.broker_error(error, self._url) from error
+            raise broker_error(error, self._url) from error
         finally:
             await pubsub.aclose()  # type: ignore[no-untyped-call]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core import config, embedded
+from core.broker_error import broker_error, never_sent
 from core.errors import BrokerUnreachable, ConfigurationError, PublishError, TasksDisabled
 from core.tasks import bridge, celery_app
 from core.tasks.context import current_or_none
@@ -64,9 +65,9 @@ async def send(call: Call) -> None:
         reason = str(error).partition(" Start it,")[0].rstrip(".")
         raise PublishError(call.task.name, call.id, reason, maybe_sent=False) from error
     except _broker_errors() as error:
-        known = celery_app.broker_error(error, await asyncio.to_thread(embedded.broker_url))
+        known = broker_error(error, await asyncio.to_thread(embedded.broker_url))
         reason = str(known).partition(" Start it,")[0].rstrip(".")
-        raise PublishError(call.task.name, call.id, reason, maybe_sent=not celery_app.never_sent(error)) from error
+        raise PublishError(call.task.name, call.id, reason, maybe_sent=not never_sent(error)) from error
 
 
 def _where() -> str:

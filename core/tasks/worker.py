@@ -70,9 +70,9 @@ def run(
     for queue in queues:
         celery_app.check_queue(queue)
     app = prepared_app()
+    log_to_stderr(loglevel)
     if own := discovery.own_core(config.get_project().root):
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
-    log_to_stderr(loglevel)
     if not wait_for_broker():
         return 0
     pool = pool or settings.task_worker_pool
@@ -156,8 +156,9 @@ def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
     _add_control_command()
     _quieten()
     pool = (options or {}).get("pool_cls") or (options or {}).get("pool") or conf.worker_pool
-    if not conf.worker_concurrency and "thread" in str(pool):
-        conf.worker_concurrency = THREADS_AT_ONCE
+    if "thread" in str(pool):
+        conf.worker_concurrency = conf.worker_concurrency or THREADS_AT_ONCE
+        conf.worker_cancel_long_running_tasks_on_connection_loss = False  # a thread cannot be ended
 
 
 def _quieten(**_: Any) -> None:
