@@ -28,7 +28,7 @@ demo: .venv/standard ## Walk through everything on a server, worker and schedule
 	@$(BIN)/python tests/demo.py
 
 test: lint types ## Lint, types, and the whole test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 lint: .venv/dev ## Lint and check the format
 	@$(BIN)/ruff check .

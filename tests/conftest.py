@@ -1,13 +1,29 @@
 """Fixtures for all tests: one example project for the calls of this process, and workers for it on every pool."""
 
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from support import Process, Project, project
+from support import Process, Project, project, sweep
 
 POOLS = ("prefork", "threads")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End like Ctrl-C when asked to stop, and keep everything of this run in one directory."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):
+        os.environ["TEST_RUN"] = tempfile.mkdtemp(prefix="core-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing behind, even of tests that were killed before they could clean up."""
+    if not hasattr(config, "workerinput"):
+        sweep(Path(os.environ.pop("TEST_RUN")))
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,20 @@ async def eventually(condition: Callable[[], Any], timeout: float, what: str) ->
     return value
 
 
+def temporary_directory(prefix: str) -> "tempfile.TemporaryDirectory[str]":
+    """A directory that is gone at the end: inside the run's own, where a run of tests has made one."""
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=os.environ.get("TEST_RUN"), ignore_cleanup_errors=True)
+
+
+def sweep(directory: Path) -> None:
+    """Kill whatever still works inside a directory, and remove it: what a test that was killed left behind."""
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if cwd.readlink().is_relative_to(directory) and int(cwd.parent.name) != os.getpid():
+                os.kill(int(cwd.parent.name), signal.SIGKILL)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without what could configure a project by accident."""
     names = ("REDIS_URL", "ENVIRONMENT", "CELERY", "XDG_RUNTIME_DIR", "PYTHONPATH")
@@ -162,7 +176,7 @@ class Project:
 @contextmanager
 def project(copy: Path | None = EXAMPLE) -> Iterator[Project]:
     """A project in a short path of its own, gone at the end with all its processes."""
-    with tempfile.TemporaryDirectory(prefix="core-test-", ignore_cleanup_errors=True) as directory:
+    with temporary_directory("core-test-") as directory:
         root = Path(directory) / "project"
         if copy is None:
             root.mkdir()
@@ -187,13 +201,13 @@ def redis_server(*options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]
     """A Redis of the test's own on a free loopback port: its URL and its process."""
     import socket
 
-    with tempfile.TemporaryDirectory(prefix="core-redis-", ignore_cleanup_errors=True) as directory:
+    with temporary_directory("core-redis-") as directory:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         process = subprocess.Popen(
             [valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "", *options],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
         def answers() -> bool:

@@ -108,8 +108,10 @@ class Listener:
     async def _run(self) -> None:
         """Own the connections: keep the subscription while somebody waits, close everything at the end."""
         pause = 0.0
+        me = asyncio.current_task()
         try:
-            while True:
+            # Up to Python 3.11 asyncio.wait_for, which redis-py uses, may swallow the cancellation at a loop's end.
+            while not (me and me.cancelling()):
                 try:
                     if not await self._wanted():
                         return
