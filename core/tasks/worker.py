@@ -243,7 +243,8 @@ def _add_control_command() -> None:
             return ok(f"cancelling {task_id}")
         for request in list(worker_state.reserved_requests):
             if request.id == task_id:
-                if request.worker_pid and request.time_start:
+                # In a pool of threads this process runs it: the body has just ended, or asks before it begins.
+                if request.worker_pid and request.time_start and request.worker_pid != os.getpid():
                     os.kill(request.worker_pid, bridge.INTERRUPT)
                     return ok(f"cancelling {task_id}")
                 if again:  # on its way to a pool process, which has perhaps looked for cancellations already

@@ -148,6 +148,18 @@ async def test_cancelling_twice_is_cancelling_once(tmp_path: Path) -> None:
     assert await result.cancel() is False
 
 
+async def test_a_cancellation_that_meets_a_body_at_its_end_does_the_worker_no_harm(worker: Process) -> None:
+    """Many at once: some reach the worker when the body is over and its call is not yet put away."""
+    from src.apps.probe.tasks import add, nap
+
+    for _ in range(10):
+        calls = [await nap.delay(0.01 * i) for i in range(4)]
+        await asyncio.gather(*(call.cancel() for call in calls for _ in range(4)))
+
+    assert await (await add.delay(1, 1)).get(timeout=20) == 2
+    assert worker.popen.poll() is None
+
+
 @pytest.mark.usefixtures("worker")
 async def test_a_finished_call_cannot_be_cancelled_and_keeps_its_result() -> None:
     from src.apps.probe.tasks import OwnError, add, permanent

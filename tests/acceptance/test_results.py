@@ -288,6 +288,31 @@ def test_results_can_be_awaited_in_one_loop_after_another(example: Project) -> N
     assert [asyncio.run(call()) for _ in range(3)] == [2, 2, 2]
 
 
+@pytest.mark.usefixtures("example")
+def test_a_loop_ends_at_once_whatever_its_subscription_is_doing() -> None:
+    """The loop's end cancels the listener in the middle of dropping what nobody waits for any more."""
+
+    async def wait_and_leave(turns: int) -> None:
+        waiting = [asyncio.create_task(TaskResult.from_id(str(uuid4())).get()) for _ in range(150)]
+        waits = await listener()
+
+        async def subscribing() -> bool:
+            return len(waits._waiting) >= 150 and not waits._new
+
+        await eventually(subscribing, 20, "they are subscribed")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    began = time.monotonic()
+    for turns in range(12):
+        asyncio.run(wait_and_leave(turns))
+
+    assert time.monotonic() - began < 15
+
+
 SCRIPT = """
 import asyncio, json, time
 from core.tasks import TaskResult

@@ -1,5 +1,7 @@
 """Timeouts: the wall time of one attempt's body, on every pool."""
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -89,8 +91,6 @@ async def test_timeout_none_is_no_limit_and_no_deadline() -> None:
 @pytest.mark.usefixtures("worker")
 async def test_a_call_with_a_limit_knows_its_deadline() -> None:
     """The default limit is 300 s."""
-    from datetime import UTC, datetime
-
     from src.apps.probe.tasks import context
 
     seen = await (await context.delay()).get(timeout=20)
@@ -102,8 +102,6 @@ async def test_a_call_with_a_limit_knows_its_deadline() -> None:
 @pytest.mark.usefixtures("worker")
 async def test_a_plain_function_is_interrupted_where_it_has_a_process_and_else_fails_when_it_ends(pool: str) -> None:
     """`slow_sync` sleeps for 1.5 s and has 0.3."""
-    import time
-
     from src.apps.probe.tasks import slow_sync
 
     began = time.monotonic()
@@ -140,10 +138,9 @@ async def test_a_body_that_will_not_stop_is_given_up_after_its_grace(worker: Pro
     worker.wait_for("serving ")
 
 
-@pytest.mark.parametrize("example_pool", ["prefork", "threads"])
-def test_a_limit_of_the_settings_is_named_as_such(fresh: Project, example_pool: str) -> None:
+def test_a_limit_of_the_settings_is_named_as_such(fresh: Project) -> None:
     settings = {"TASK_DEFAULT_TIMEOUT": "0.3"}
-    fresh.worker("--pool", example_pool, "--concurrency", "1", **settings)
+    fresh.worker("--pool", "threads", "--concurrency", "1", **settings)
     done = fresh.python(
         """
 from src.apps.probe.tasks import limited_by_default
