@@ -108,10 +108,9 @@ class Listener:
     async def _run(self) -> None:
         """Own the connections: keep the subscription while somebody waits, close everything at the end."""
         pause = 0.0
-        me = asyncio.current_task()
         try:
-            # Up to Python 3.11 asyncio.wait_for, which redis-py uses, may swallow the cancellation at a loop's end.
-            while not (me and me.cancelling()):
+            while True:
+                _end_if_cancelled()
                 try:
                     if not await self._wanted():
                         return
@@ -162,6 +161,7 @@ class Listener:
                 while True:
                     self._wake.clear()
                     await self._change(pubsub)
+                    _end_if_cancelled()
                     waker = asyncio.ensure_future(self._wake.wait())
                     patience = None if self._waiting else IDLE
                     await asyncio.wait({reader, waker}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -170,8 +170,9 @@ class Listener:
                     if reader.done() or not (asked or self._waiting):
                         break
             finally:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+                while not reader.done():
+                    reader.cancel()
+                    await asyncio.wait({reader}, timeout=0.1)
             if not reader.cancelled() and (error := reader.exception()):
                 raise error
         except (RedisError, OSError) as error:
@@ -194,6 +195,7 @@ class Listener:
         """
         confirmed: list[str] = []
         while True:
+            _end_if_cancelled()
             message = await pubsub.get_message(timeout=0 if confirmed else 20)
             if message is None:
                 await self._look(confirmed)
@@ -221,6 +223,15 @@ class Listener:
                 if not future.done():
                     future.set_result(meta)
             self._drop(key)
+
+
+def _end_if_cancelled() -> None:
+    """Notice a cancellation that was swallowed: on Python 3.11 `asyncio.wait_for` may do that to one which comes
+    as the write that it waits for ends, and the client writes by it.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _decoded(data: bytes | str) -> dict[str, Any]:
