@@ -35,7 +35,7 @@ def broker_error(error: BaseException, url: RedisURL) -> CoreError:
     reason = _reason(told[-1])
     if url.tls and "handshake" in reason:
         reason = "the TLS handshake was not answered; perhaps this port speaks no TLS"
-    return BrokerUnreachable(str(url), reason)
+    return BrokerUnreachable(str(url), reason, answered=isinstance(told[-1], ResponseError))
 
 
 def _reason(error: BaseException) -> str:

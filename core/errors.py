@@ -161,10 +161,10 @@ class PublishError(CoreError):
 
     def __init__(self, task: str, task_id: str, reason: str, *, maybe_sent: bool) -> None:
         outcome = (
-            f"{task} may have been queued as {task_id}: {reason}. "
+            f"{task} may have been queued as {task_id}: {reason} "
             "Repeat it with the same task_id, or look at its status before you do."
             if maybe_sent
-            else f"{task} was not queued: {reason}. Start Redis, or set REDIS_URL to the one that is running."
+            else f"{task} was not queued: {reason}"
         )
         super().__init__(outcome)
         self.task_id = task_id
@@ -172,13 +172,17 @@ class PublishError(CoreError):
 
 
 class BrokerUnreachable(CoreError, ConnectionError):
-    """Redis did not answer where the settings say it is."""
+    """Redis did not answer where the settings say it is, or refused what it was asked."""
 
     exit_code = 69
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, *, answered: bool = False) -> None:
         # ConnectionError is an OSError, which would read two arguments as an errno.
-        super().__init__(f"No Redis answers at {where}: {reason}. Start it, or set REDIS_URL to one that is running.")
+        super().__init__(
+            f"Redis at {where} refuses: {reason}."
+            if answered
+            else f"No Redis answers at {where}: {reason}. Start it, or set REDIS_URL to one that is running."
+        )
 
 
 class ResultUnavailable(CoreError):

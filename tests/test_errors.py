@@ -144,15 +144,16 @@ def test_a_task_error_keeps_its_delay_and_message() -> None:
 
 
 def test_a_publish_error_that_says_nothing_was_sent_tells_what_to_do() -> None:
-    error = PublishError("send_email", "id-1", "no answer from h:1/0", maybe_sent=False)
+    reason = str(BrokerUnreachable("h:1/0", "Connection refused"))
+    error = PublishError("send_email", "id-1", reason, maybe_sent=False)
 
-    assert str(error).startswith("send_email was not queued: no answer from h:1/0.")
+    assert str(error).startswith("send_email was not queued: No Redis answers at h:1/0: Connection refused.")
     assert "REDIS_URL" in str(error)
     assert (error.task_id, error.maybe_sent) == ("id-1", False)
 
 
 def test_a_publish_error_that_does_not_know_carries_the_id() -> None:
-    error = PublishError("send_email", "id-1", "no answer", maybe_sent=True)
+    error = PublishError("send_email", "id-1", "no answer.", maybe_sent=True)
 
     assert "may have been queued as id-1" in str(error)
     assert "same task_id" in str(error)

@@ -173,9 +173,11 @@ class Listener:
                 while not reader.done():
                     reader.cancel()
                     await asyncio.wait({reader}, timeout=0.1)
-            if not reader.cancelled() and (error := reader.exception()):
-                raise error
-        except (RedisError, OSError) as error:
+                failed = None if reader.cancelled() else reader.exception()
+            if failed is not None:
+                raise failed
+        # A RuntimeError: reading and subscribing have both found the connection lost, and made it anew at once.
+        except (RedisError, OSError, RuntimeError) as error:
             raise broker_error(error, self._url) from error
         finally:
             await pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -57,17 +57,17 @@ async def send(call: Call) -> None:
     try:
         await bridge.in_thread(publish, seconds)
     except bridge.NotInTime as late:
-        reason = f"no answer from Redis at {_where()} within {seconds:g} s"
+        reason = (
+            f"no Redis answered at {_where()} within {seconds:g} s. Start it, or set REDIS_URL to one that is running."
+        )
         raise PublishError(call.task.name, call.id, reason, maybe_sent=late.begun) from None
     except (BrokerUnreachable, ConfigurationError) as error:
         if isinstance(error, ConfigurationError) and error.__cause__ is None:
             raise  # the project's own mistake, which has nothing to do with this call
-        reason = str(error).partition(" Start it,")[0].rstrip(".")
-        raise PublishError(call.task.name, call.id, reason, maybe_sent=False) from error
+        raise PublishError(call.task.name, call.id, str(error), maybe_sent=False) from error
     except _broker_errors() as error:
         known = broker_error(error, await asyncio.to_thread(embedded.broker_url))
-        reason = str(known).partition(" Start it,")[0].rstrip(".")
-        raise PublishError(call.task.name, call.id, reason, maybe_sent=not never_sent(error)) from error
+        raise PublishError(call.task.name, call.id, str(known), maybe_sent=not never_sent(error)) from error
 
 
 def _where() -> str:

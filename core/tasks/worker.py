@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -153,12 +154,15 @@ def _prepare(app: Any) -> None:
 
 
 def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
+    from celery.exceptions import CPendingDeprecationWarning
+
     _add_control_command()
     _quieten()
     pool = (options or {}).get("pool_cls") or (options or {}).get("pool") or conf.worker_pool
     if "thread" in str(pool):
         conf.worker_concurrency = conf.worker_concurrency or THREADS_AT_ONCE
         conf.worker_cancel_long_running_tasks_on_connection_loss = False  # a thread cannot be ended
+        warnings.filterwarnings("ignore", ".*on connection loss cancels", CPendingDeprecationWarning)
 
 
 def _quieten(**_: Any) -> None:

@@ -255,6 +255,7 @@ def test_a_redis_that_is_full_refuses_the_call_with_its_own_words(fresh: Project
         (call,) = outcomes(fresh, ONE, url)["calls"]
 
     assert (call["kind"], call["maybe"]) == ("PublishError", False)
+    assert "refuses: " in call["said"]
     assert "maxmemory" in call["said"]
 
 
