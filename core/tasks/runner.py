@@ -157,7 +157,8 @@ def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any
         raise portable from error
     finally:
         with _running.lock:
-            _running.bodies.pop(here.id, None)
+            if _running.bodies.get(here.id) is mine:  # Redis may have given the call out twice
+                del _running.bodies[here.id]
     log(logging.INFO, "success in %.3f s")
     return value if not body.ignore_result else None
 
