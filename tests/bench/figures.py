@@ -4,6 +4,7 @@ Absolute numbers are this machine's; the ratios hold on others.
 """
 
 import asyncio
+import logging
 import os
 import statistics
 import subprocess
@@ -113,6 +114,7 @@ async def latency() -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
+    logging.disable(logging.WARNING)  # the development server says each time that it was started
     with project() as made:
         os.chdir(made.root)
         sys.path.append(str(made.root))
