@@ -19,7 +19,7 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
 @click.option(
     "-q",
     "--queue",
-    "queues",
+    "queue",
     multiple=True,
     metavar="NAME",
     show_envvar=True,
@@ -52,7 +52,7 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
 @click.pass_obj
 def command(
     options: Options,
-    queues: tuple[str, ...],
+    queue: tuple[str, ...],
     concurrency: int | None,
     pool: str | None,
     loglevel: str,
@@ -67,5 +67,5 @@ def command(
     from core.tasks import worker
 
     sys.exit(
-        worker.run(queues=queues, concurrency=concurrency, pool=pool, loglevel=loglevel.upper(), extra=celery_options)
+        worker.run(queues=queue, concurrency=concurrency, pool=pool, loglevel=loglevel.upper(), extra=celery_options)
     )
