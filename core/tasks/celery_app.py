@@ -189,6 +189,18 @@ def producer() -> Any:
     return made
 
 
+def event_dispatcher() -> Any:
+    """What announces calls to Flower, for this thread alone.
+
+    Celery's own is one for all threads, with a lock around each announcement: calls would wait for each other,
+    and a child that is forked while another thread announces one would wait for ever.
+    """
+    held = getattr(_process.producers, "events", None)
+    if held is None:
+        held = _process.producers.events = get_app().events.Dispatcher(enabled=False)
+    return held
+
+
 def drop_producer() -> None:
     """Close this thread's connection after an error on it: what it would say next is unknown."""
     held = getattr(_process.producers, "value", None)

@@ -48,7 +48,14 @@ async def send(call: Call) -> None:
             return  # nobody waits for it any more: it must not be sent
         try:
             celery_task.apply_async(
-                call.args, call.kwargs, task_id=call.id, producer=producer, retry=False, **lineage, **call.options
+                call.args,
+                call.kwargs,
+                task_id=call.id,
+                producer=producer,
+                event_dispatcher=celery_app.event_dispatcher(),
+                retry=False,
+                **lineage,
+                **call.options,
             )
         except Exception:
             celery_app.drop_producer()
@@ -57,9 +64,8 @@ async def send(call: Call) -> None:
     try:
         await bridge.in_thread(publish, seconds)
     except bridge.NotInTime as late:
-        reason = (
-            f"no Redis answered at {_where()} within {seconds:g} s. Start it, or set REDIS_URL to one that is running."
-        )
+        advice = "" if late.begun else " Start it, or set REDIS_URL to one that is running."
+        reason = f"no Redis answered at {_where()} within {seconds:g} s.{advice}"
         raise PublishError(call.task.name, call.id, reason, maybe_sent=late.begun) from None
     except (BrokerUnreachable, ConfigurationError) as error:
         if isinstance(error, ConfigurationError) and error.__cause__ is None:

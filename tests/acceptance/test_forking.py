@@ -81,3 +81,30 @@ def test_a_parent_that_only_imported_leaves_its_children_nothing_to_trip_over(ex
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[2] * 3, [3] * 3, [4] * 3]
+
+
+@pytest.mark.usefixtures("worker")
+def test_children_that_are_forked_while_other_threads_call_work(example: Project) -> None:
+    """Whatever lock a thread of the parent holds at that moment, nobody in the child will release it."""
+    done = example.python(
+        FORKS
+        + """
+import threading
+over = threading.Event()
+
+async def keep_calling():
+    while not over.is_set():
+        await call(1)
+
+callers = [threading.Thread(target=lambda: asyncio.run(keep_calling())) for _ in range(3)]
+for caller in callers:
+    caller.start()
+work(1)
+children = [forked(number) for number in range(2, 8)]
+print(json.dumps([collected(*child) for child in children]))
+over.set()
+"""
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[number] * 3 for number in range(2, 8)]

@@ -141,8 +141,13 @@ def test_a_broker_that_freezes_between_two_calls_may_have_taken_the_second(fresh
         seen = outcomes(
             fresh,
             f"""
+from core.tasks import bridge
+
 async def main():
     first = await outcome(1)
+    # Else the second call may get a thread of its own, whose connection is not open.
+    while not bridge._process.executor._idle_semaphore._value:
+        await asyncio.sleep(0.001)
     os.kill({process.pid}, signal.SIGSTOP)
     try:
         second = await outcome(2)
