@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.tasks.decorators",),
     ("core.tasks",),
     ("core.tasks.worker",),
-    ("core.tasks.beat",),
+    ("core.tasks.beat", "core.tasks.transport.qos"),
     ("core.celery", "core.cli"),
 )
 GROUND = ("core", "core.tasks.transport")  # packages whose __init__ imports nothing

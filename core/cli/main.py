@@ -26,6 +26,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(130)
         except CoreError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)

@@ -24,7 +24,7 @@ from core.errors import BrokerUnreachable, CoreError, NotRunning, TasksDisabled
 from core.tasks import celery_app, schedule
 from core.tasks.definition import PeriodicTask
 from core.tasks.pidfile import PidFile, default_path
-from core.tasks.worker import log_to_stderr, prepared_app, wait_for_broker
+from core.tasks.worker import end_while_starting, log_to_stderr, prepared_app, wait_for_broker
 
 logger = logging.getLogger("core.tasks")
 
@@ -121,6 +121,7 @@ def run(*, pidfile: Path | None = None, loglevel: str = "INFO") -> int:
     if not config.get_settings().task_enabled:
         raise TasksDisabled("The scheduler does not start")
     app = prepared_app()
+    end_while_starting()
     log_to_stderr(loglevel)
     held = PidFile(pidfile or _pidfile()).acquire("The scheduler")
     try:

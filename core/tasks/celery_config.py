@@ -64,7 +64,7 @@ def generate(settings: Settings, broker: RedisURL, results: RedisURL, project: s
         "broker_connection_max_retries": None,  # a worker joins whenever Redis is back
         "broker_pool_acquire_timeout": settings.task_publish_timeout,
         "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
-        "worker_cancel_long_running_tasks_on_connection_loss": True,  # Redis gives them out again: not two at once
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # they keep their messages (transport/qos.py)
         # Results: kept for a day, with what Flower shows beside them.
         "task_ignore_result": False,
         "task_track_started": True,  # `running` is one of the four status words

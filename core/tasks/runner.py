@@ -90,6 +90,11 @@ def put_back() -> None:
         cancel(task_id)
 
 
+def putting_back() -> bool:
+    """Whether `put_back` was called in this process."""
+    return _running.putting_back
+
+
 def register(app: Any, body: Body) -> Any:
     """Make the Celery task for *body* and register it with *app*; return it."""
     task = _task_class()()

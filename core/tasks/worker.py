@@ -37,7 +37,7 @@ def prepared_app() -> Any:
     celery_app.import_tasks()
     app = celery_app.get_app()
     if not getattr(app, "core_tasks_prepared", False):
-        app.core_tasks_prepared = True
+        app.core_tasks_prepared, app.core_tasks_worker = True, None
         _prepare(app)
     return app
 
@@ -71,13 +71,15 @@ def run(
     for queue in queues:
         celery_app.check_queue(queue)
     app = prepared_app()
+    end_while_starting()
     log_to_stderr(loglevel)
     if own := discovery.own_core(config.get_project().root):
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
     if not wait_for_broker():
         return 0
     pool = pool or settings.task_worker_pool
-    options = ["--pool", pool, "--loglevel", loglevel]
+    # Gossip tells workers of each other, which nothing here asks for, and fails loudly when a connection is lost.
+    options = ["--pool", pool, "--loglevel", loglevel, "--without-gossip"]
     if count := concurrency or settings.task_worker_concurrency or _default_concurrency(pool):
         options += ["--concurrency", str(count)]
     if queues:
@@ -89,7 +91,8 @@ def run(
         app.start(argv=["--quiet", "worker", *options, *extra])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+    # Celery's own command drops what its worker ended with.
+    return getattr(app.core_tasks_worker, "exitcode", None) or 0
 
 
 def _default_concurrency(pool: str) -> int | None:
@@ -104,6 +107,12 @@ def log_to_stderr(loglevel: str) -> None:
             level=loglevel.upper(),
             format="%(asctime)s %(levelname)s %(message)s",
         )
+
+
+def end_while_starting() -> None:
+    """Until Celery's own handlers are in place, a signal to stop ends this process, and that is no failure."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 def wait_for_broker() -> bool:
@@ -140,11 +149,13 @@ def _prepare(app: Any) -> None:
         """Takes the signals from Celery once it has set its own handlers."""
 
         def start(self, parent: Any) -> None:
+            app.core_tasks_worker = parent
             _Stop(parent).listen()
             if embedded.is_default():
                 threading.Thread(target=_keep_server, name="core-tasks-server", daemon=True).start()
 
     app.steps["worker"].add(Stopping)
+    app.steps["consumer"].add("core.tasks.transport.qos:Adoption")
     signals.celeryd_init.connect(_at_init, weak=False)
     signals.worker_ready.connect(_at_ready, weak=False)
     signals.worker_process_init.connect(_in_child, weak=False)
@@ -161,8 +172,8 @@ def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
     pool = (options or {}).get("pool_cls") or (options or {}).get("pool") or conf.worker_pool
     if "thread" in str(pool):
         conf.worker_concurrency = conf.worker_concurrency or THREADS_AT_ONCE
-        conf.worker_cancel_long_running_tasks_on_connection_loss = False  # a thread cannot be ended
-        warnings.filterwarnings("ignore", ".*on connection loss cancels", CPendingDeprecationWarning)
+    # Celery advises to end what runs when a connection is lost. Here it keeps its message instead.
+    warnings.filterwarnings("ignore", r"\s*In Celery 5.1 we introduced", CPendingDeprecationWarning)
 
 
 def _quieten(**_: Any) -> None:
