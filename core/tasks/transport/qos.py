@@ -19,6 +19,7 @@ from core.tasks import runner
 class QoS(stock.QoS):
     """kombu's record of what was taken and not yet acknowledged."""
 
+    _delivered: Any
     #: Tags whose fate Redis has not heard of, and whether their message goes back into its queue.
     unsaid: ClassVar[dict[str, bool]] = {}
     #: The record of the connection that was opened last.
