@@ -128,3 +128,7 @@ class RedisURL:
         if self.ca_certs:
             options["ssl_ca_certs"] = self.ca_certs
         return options
+
+    def timeouts(self) -> dict[str, float]:
+        """How long a Redis client waits, in seconds; a unix socket has no connecting phase, and no option for it."""
+        return {"socket_timeout": 5.0} | ({} if self.socket else {"socket_connect_timeout": 3.0})

@@ -235,9 +235,9 @@ def _prefix() -> str:
 def _redis() -> Iterator[Any]:
     """A client of the Redis that keeps the schedule."""
     url = embedded.broker_url()
-    options: dict[str, Any] = {"socket_timeout": 5.0} | ({} if url.socket else {"socket_connect_timeout": 3.0})
+    options: dict[str, Any] = {**url.timeouts(), **(url.tls_options() or {})}
     try:
-        with Redis.from_url(url.for_client(), decode_responses=True, **options, **(url.tls_options() or {})) as client:
+        with Redis.from_url(url.for_client(), decode_responses=True, **options) as client:
             yield client
     except (RedisError, OSError) as error:
         raise broker_error(error, url) from error

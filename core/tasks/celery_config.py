@@ -107,9 +107,7 @@ def generate(settings: Settings, broker: RedisURL, results: RedisURL, project: s
 
 
 def _redbeat_options(broker: RedisURL) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_timeout": 5.0, "socket_connect_timeout": 3.0}
-    if broker.socket:
-        del options["socket_connect_timeout"]  # a unix socket has no such phase, and the client no such option
+    options: dict[str, Any] = {**broker.timeouts()}
     if broker.password:
         options["password"] = broker.password
     if broker.username:

@@ -34,9 +34,9 @@ class Listener:
     def __init__(self, url: RedisURL, prefix: str) -> None:
         from redis.asyncio import Redis
 
-        options: dict[str, Any] = {"socket_timeout": 5.0, "health_check_interval": 25}
+        options: dict[str, Any] = {**url.timeouts(), "health_check_interval": 25}
         if not url.socket:
-            options |= {"socket_connect_timeout": 3.0, "socket_keepalive": True}
+            options["socket_keepalive"] = True
         self._client = Redis.from_url(url.for_client(), **options, **(url.tls_options() or {}))
         self._url, self._prefix = url, prefix
         self._waiting: dict[str, set[asyncio.Future[dict[str, Any]]]] = {}
