@@ -1,29 +1,45 @@
-"""What Redis, kombu or a socket raised, told as one of our own errors: the one translator."""
+"""What Redis, kombu, a broker's driver or a socket raised, told as one of our own errors: the one translator."""
 
 import os
+from typing import Any
 
 from core.errors import BrokerUnreachable, ConfigurationError, CoreError
-from core.redis_url import RedisURL
+from core.redis_url import BrokerURL, RedisURL
+
+#: What a part of a cluster answers about a key that is not its own, or about several.
+CLUSTER = ("MovedError", "AskError", "ClusterDownError", "ClusterCrossSlotError")
+#: Errors of the drivers of RabbitMQ and SQS by their names, since the drivers need not be installed.
+REFUSED = ("AccessRefused", "NoCredentialsError", "PartialCredentialsError")
+MISSING = {"NotAllowed": "virtual host", "NoRegionError": "region", "UndefinedQueueException": "queue"}
+TLS = ("SSLCertVerificationError", "SSLError")
 
 
-def broker_error(error: BaseException, url: RedisURL) -> CoreError:
-    """One of our errors for what Redis, kombu or a socket raised: the server is away, or does not let us in."""
-    from redis.exceptions import AuthenticationError, RedisError, ResponseError
-
+def broker_error(error: BaseException, url: RedisURL | BrokerURL) -> CoreError:
+    """One of our errors for what was raised: the server is away, does not let us in, or cannot be used."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
+    return _of_redis(chain, url) if isinstance(url, RedisURL) else _of_another(chain, url)
+
+
+def _of_redis(chain: list[BaseException], url: RedisURL) -> CoreError:
+    from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
     for link in chain:
         text = str(link)
+        if isinstance(link, _no_master()) and "AuthenticationError" in text:
+            return ConfigurationError(f"The sentinels at {url} refuse the sentinel_password in REDIS_URL.")
         if isinstance(link, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-            return ConfigurationError(f"Redis at {url} refuses the user or password in REDIS_URL ({_reason(link)}).")
+            return ConfigurationError(f"Redis at {url} refuses the user or password in REDIS_URL ({reason(link)}).")
         if isinstance(link, ResponseError) and "DB index" in text:
             return ConfigurationError(f"Redis at {url} has no such database. Lower the number at the end of REDIS_URL.")
-        if type(link).__name__ in ("SSLCertVerificationError", "SSLError"):
+        if type(link).__name__ in CLUSTER or "in a cluster node" in text:
+            return _cluster(url)
+        if type(link).__name__ in TLS:
             return ConfigurationError(
-                f"TLS with Redis at {url} failed ({_reason(link)}). Add ?ssl_ca_certs=/path/to/ca.pem to REDIS_URL, "
+                f"TLS with Redis at {url} failed ({reason(link)}). Add ?ssl_ca_certs=/path/to/ca.pem to REDIS_URL, "
                 "or check that this port speaks TLS."
             )
     if url.ca_certs and not os.access(url.ca_certs, os.R_OK):
@@ -32,16 +48,82 @@ def broker_error(error: BaseException, url: RedisURL) -> CoreError:
     # of channels.
     told: list[BaseException] = [*filter(lambda link: isinstance(link, ResponseError), chain)][:1]
     told = told or [link for link in chain if isinstance(link, OSError | RedisError)] or chain
-    reason = _reason(told[-1])
-    if url.tls and "handshake" in reason:
-        reason = "the TLS handshake was not answered; perhaps this port speaks no TLS"
-    return BrokerUnreachable(str(url), reason, answered=isinstance(told[-1], ResponseError))
+    why = reason(told[-1])
+    if url.tls and "handshake" in why:
+        why = "the TLS handshake was not answered; perhaps this port speaks no TLS"
+    return BrokerUnreachable(str(url), why, answered=isinstance(told[-1], ResponseError))
 
 
-def _reason(error: BaseException) -> str:
+def _of_another(chain: list[BaseException], url: BrokerURL) -> CoreError:
+    for link in chain:
+        kind = type(link).__name__
+        if kind in REFUSED:
+            return ConfigurationError(
+                f"The broker at {url} refuses the user or password in TASK_BROKER_URL ({reason(link)})."
+            )
+        if kind in MISSING:
+            return ConfigurationError(f"The broker at {url} has no such {MISSING[kind]} ({reason(link)}).")
+        if kind in TLS:
+            return ConfigurationError(
+                f"TLS with the broker at {url} failed ({reason(link)}). Name the authority's certificates in the "
+                'setting `celery`, as in {"broker_use_ssl": {"ca_certs": "/path/to/ca.pem"}}.'
+            )
+    told = [link for link in chain if isinstance(link, OSError)] or chain
+    unreachable = BrokerUnreachable(str(url), "")
+    unreachable.args = (
+        f"The broker at {url} does not answer: {reason(told[-1])}. "
+        "Start it, or set TASK_BROKER_URL to one that is running.",
+    )
+    return unreachable
+
+
+def refuse_what_is_no_server(client: Any, url: RedisURL) -> None:
+    """Refuse a Redis whose keys are spread over several servers, and a sentinel taken for a server.
+
+    Args:
+        client: A client of the Redis at *url*.
+        url: Where it is, for the message.
+
+    Raises:
+        ConfigurationError: It is one of them.
+    """
+    from redis.exceptions import ResponseError
+
+    try:
+        said = client.execute_command("HELLO")
+    except ResponseError:
+        return  # too old to know the command, or not allowed to be asked
+    pairs = said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=False))
+    mode = pairs.get(b"mode", pairs.get("mode", b""))
+    if mode in (b"cluster", "cluster"):
+        raise _cluster(url)
+    if mode in (b"sentinel", "sentinel"):
+        raise ConfigurationError(
+            f"A sentinel answers at {url}, and no server. Write sentinel://{url.host}:{url.port}/0?master_name=mymaster."
+        )
+
+
+def _cluster(url: RedisURL) -> ConfigurationError:
+    return ConfigurationError(
+        f"Redis at {url} is part of a Redis Cluster, which keeps the keys of one step on several servers; a call could "
+        "be lost between them. Set REDIS_URL to one server, or to several with Sentinel."
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line without its last full stop."""
+    if isinstance(error, _no_master()):  # the rest of its text is the innards of each client of a sentinel
+        return f"{str(error).partition(' : ')[0]}: no sentinel answers that knows one that is up"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _no_master() -> tuple[type[Exception], ...]:
+    from redis.asyncio import sentinel as asynchronous
+    from redis.sentinel import MasterNotFoundError
+
+    return MasterNotFoundError, asynchronous.MasterNotFoundError
 
 
 def never_sent(error: BaseException) -> bool:

@@ -30,7 +30,7 @@ from pydantic_settings import (
 
 from core import discovery
 from core.errors import ConfigurationError
-from core.redis_url import RedisURL
+from core.redis_url import BrokerURL, RedisURL, parse_broker
 
 S = TypeVar("S", bound="Settings")
 
@@ -84,16 +84,19 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis or Valkey for broker, results and schedule: `redis://`, `rediss://` or `unix://`. "
-        "Unset, a development server is started inside the project.",
+        description="Redis or Valkey for broker, results and schedule: `redis://`, `rediss://`, `unix://` or "
+        "`sentinel://`. Unset, a development server is started inside the project.",
     )
     redis_verify_certificates: bool = Field(
         default=True,
-        description="Whether `rediss://` checks the server's certificate. False invites a man in the middle.",
+        description="Whether TLS checks the server's certificate. False invites a man in the middle.",
     )
-    task_broker_url: SecretStr | None = Field(default=None, description="The broker, where it is not at `redis_url`.")
+    task_broker_url: SecretStr | None = Field(
+        default=None,
+        description="The broker, where it is not at `redis_url`: a Redis as there, or `amqp://`, `amqps://`, `sqs://`.",
+    )
     task_result_backend_url: SecretStr | None = Field(
-        default=None, description="The result backend, where it is not at `redis_url`."
+        default=None, description="The Redis for results, where it is not at `redis_url`."
     )
     task_enabled: bool = Field(
         default=True, description="False: `delay` raises TasksDisabled, and worker and scheduler refuse to start."
@@ -119,6 +122,20 @@ class Settings(BaseSettings):
     task_max_argument_bytes: Count = Field(
         default=262_144,
         description="Largest size of a call's arguments as JSON. Big values belong in a store, not in Redis.",
+    )
+    task_broker_transport: Literal["core", "stock"] = Field(
+        default="core",
+        description="How a worker takes calls from Redis: `core` never loses one, `stock` is Celery's own way.",
+    )
+    task_lease: Annotated[Seconds, Field(ge=1)] = Field(
+        default=60.0, description="Seconds after which the calls of a worker that died are given to others."
+    )
+    task_unknown_hold: Seconds = Field(
+        default=3600.0,
+        description="Seconds for which a call whose task no worker knows waits for one that does.",
+    )
+    task_worker_stuck_after: Seconds = Field(
+        default=300.0, description="Seconds after which a worker that does not react any more exits, with code 70."
     )
     task_worker_pool: Literal["prefork", "threads"] = Field(
         default="prefork",
@@ -165,11 +182,12 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url", "task_broker_url", "task_result_backend_url")
     @classmethod
-    def _readable_url(cls, value: SecretStr | None) -> SecretStr | None:
+    def _readable_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        parse = parse_broker if info.field_name == "task_broker_url" else RedisURL.parse
         try:
             if value is not None:
                 # Certificates are judged where the URL is used, with the setting that governs them.
-                RedisURL.parse(value.get_secret_value(), verify=False)
+                parse(value.get_secret_value(), verify=False)
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
         return value
@@ -204,16 +222,15 @@ class Settings(BaseSettings):
         return init_settings, env_settings, DotEnvSettingsSource(settings_cls, env_file=root / f".env.{named}"), base
 
     @property
-    def broker_url(self) -> RedisURL | None:
+    def broker_url(self) -> RedisURL | BrokerURL | None:
         """Where the broker is; None when nothing says so."""
-        return self._url(self.task_broker_url or self.redis_url)
+        secret = self.task_broker_url or self.redis_url
+        return parse_broker(secret.get_secret_value(), verify=self.redis_verify_certificates) if secret else None
 
     @property
     def result_url(self) -> RedisURL | None:
         """Where results are; None when nothing says so."""
-        return self._url(self.task_result_backend_url or self.redis_url)
-
-    def _url(self, secret: SecretStr | None) -> RedisURL | None:
+        secret = self.task_result_backend_url or self.redis_url
         return RedisURL.parse(secret.get_secret_value(), verify=self.redis_verify_certificates) if secret else None
 
 

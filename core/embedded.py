@@ -23,7 +23,7 @@ from pathlib import Path
 
 from core import config
 from core.errors import ConfigurationError, EmbeddedServerError, NotRunning
-from core.redis_url import RedisURL
+from core.redis_url import BrokerURL, RedisURL
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +47,30 @@ class Server:
         return RedisURL(host=None, port=6379, socket=str(self.socket), db=0)
 
 
-def broker_url() -> RedisURL:
-    """Where this process's broker is; starts the development server when nothing is configured.
+def broker_url() -> RedisURL | BrokerURL:
+    """Where this process's broker is; starts the development server when broker or results are left to it.
 
     Raises:
-        ConfigurationError: Nothing is configured and `environment` is production.
+        ConfigurationError: One of them is not configured and `environment` is production.
         EmbeddedServerError: The development server cannot be started here.
     """
-    return config.get_settings().broker_url or _embedded_url()
+    configured = config.get_settings().broker_url
+    if configured is None:
+        return _embedded_url()
+    if is_default():
+        start()
+    return configured
 
 
 def result_url() -> RedisURL:
     """Where this process's results are; as `broker_url`, for the result backend."""
     return config.get_settings().result_url or _embedded_url()
+
+
+def schedule_url() -> RedisURL:
+    """Where the schedule is kept: in the broker's Redis, or in that of the results where the broker is none."""
+    broker = broker_url()
+    return broker if isinstance(broker, RedisURL) else result_url()
 
 
 def is_default() -> bool:
@@ -80,8 +91,9 @@ def start() -> Server:
         EmbeddedServerError: It cannot be started here.
     """
     if config.get_settings().environment == "production":
+        needed = "" if config.get_settings().broker_url is None else "Results and the schedule need a Redis. "
         raise ConfigurationError(
-            "ENVIRONMENT is production, where no development server is started. "
+            f"ENVIRONMENT is production, where no development server is started. {needed}"
             "Set REDIS_URL, for example REDIS_URL=rediss://user:password@redis.internal:6379/0."
         )
     return ensure(config.get_project().root)

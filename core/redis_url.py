@@ -1,23 +1,33 @@
-"""One Redis URL, in the spellings that its three readers want.
+"""Where a broker or the results are, in the spellings that their readers want.
 
-Celery, RedBeat and the Redis client each spell a unix socket, a database and TLS in their own way, and
-each has another idea of what to do about certificates. A user writes one URL; this file says it to each
+Celery, RedBeat and the Redis client each spell a unix socket, a database, Sentinel and TLS in their own way,
+and each has another idea of what to do about certificates. A user writes one URL; this file says it to each
 of them with the same meaning, and writes it for people without its password.
 """
 
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from core.errors import ConfigurationError
 
-SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel")
+#: Brokers that are no Redis: the module that each needs, what installs it, and the port it has by default.
+OTHER_SCHEMES: dict[str, tuple[str, str, int | None]] = {
+    "amqp": ("amqp", "amqp", 5672),
+    "amqps": ("amqp", "amqp", 5671),
+    "pyamqp": ("amqp", "amqp", 5672),
+    "sqs": ("boto3", "celery[sqs]", None),
+}
+#: What stands where a password is, for people.
+MASK = "********"
 
 
 @dataclass(frozen=True)
 class RedisURL:
-    """Where a Redis or Valkey server is, and how to get in."""
+    """Where a Redis or Valkey server is, and how to get in; with Sentinel, who knows where it is at the moment."""
 
     host: str | None
     port: int
@@ -28,10 +38,15 @@ class RedisURL:
     tls: bool = False
     ca_certs: str | None = None
     verify: bool = True
+    #: The sentinels by host and port, and the name that they know the server by. `host` and `port` are the first's.
+    sentinels: tuple[tuple[str, int], ...] = ()
+    master: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
 
     @classmethod
     def parse(cls, text: str, *, verify: bool = True) -> "RedisURL":
-        """Read `redis://`, `rediss://`, `unix://` or `redis+socket://`.
+        """Read `redis://`, `rediss://`, `unix://`, `redis+socket://` or `sentinel://`.
 
         Args:
             text: The URL. Its password may be percent-encoded.
@@ -40,26 +55,16 @@ class RedisURL:
         Raises:
             ConfigurationError: The URL cannot be used. The message never repeats a password.
         """
-        # Nothing of a URL that cannot be read is quoted but its scheme: the rest may be a password.
-        scheme, separator, _ = text.partition("://")
-        if not separator or scheme not in SCHEMES:
-            named = (
-                f"the scheme {scheme!r}"
-                if separator and scheme.replace("+", "").isalnum()
-                else "no scheme that can be read"
-            )
-            raise ConfigurationError(f"A Redis URL has {named}; known are {', '.join(s + '://' for s in SCHEMES)}.")
+        scheme = _scheme(text, SCHEMES)
+        local, sentinel = scheme in ("unix", "redis+socket"), scheme == "sentinel"
         try:
             parts = urlsplit(text)
-            port = parts.port
+            places = _sentinels(parts) if sentinel else ()
+            host, port = places[0] if places else (parts.hostname, parts.port)
         except ValueError:
             raise ConfigurationError(f"A {scheme}:// URL has a port or host that cannot be read.") from None
         query = dict(parse_qsl(parts.query))
-        local = scheme in ("unix", "redis+socket")
-        if parts.fragment or "@" in parts.query or (not local and "@" in parts.path):
-            raise ConfigurationError(
-                f"A {scheme}:// URL has '/', '?' or '#' in its user or password; write %2F, %3F or %23 there."
-            )
+        _refuse_misplaced(parts, local)
         if local and parts.hostname:
             raise ConfigurationError(
                 f"A {scheme}:// URL names a host; write three slashes: {scheme}:///path/to/redis.sock."
@@ -75,27 +80,41 @@ class RedisURL:
                 "Remove it, or set redis_verify_certificates to False to go without them knowingly."
             )
         ca_certs = query.pop("ssl_ca_certs", None)
+        options = _sentinel_options(query) if sentinel else {}
+        tls = scheme == "rediss" or options.pop("ssl", "true" if sentinel and ca_certs else "false") == "true"
         if query:
             raise ConfigurationError(f"A {scheme}:// URL has the unknown option {min(query)!r}.")
         if local and not parts.path.strip("/"):
             raise ConfigurationError(f"A {scheme}:// URL names no socket; write {scheme}:///path/to/redis.sock.")
         return cls(
-            host=None if local else parts.hostname or "localhost",
+            host=None if local else host or "localhost",
             port=port or 6379,
             socket=unquote(parts.path) if local else None,
             db=int(database or 0),
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,
-            tls=scheme == "rediss",
+            tls=tls,
             ca_certs=ca_certs,
             verify=verify,
+            sentinels=places,
+            **options,
         )
 
     def __str__(self) -> str:
         """The server and database for people: no user, no password."""
         if self.socket:
             return self.socket + (f" db {self.db}" if self.db else "")
-        return f"{self.host}:{self.port}/{self.db}"
+        places = self.sentinels or ((str(self.host), self.port),)
+        name = f" ({self.master})" if self.sentinels else ""
+        return f"{','.join(f'{host}:{port}' for host, port in places)}/{self.db}{name}"
+
+    def masked(self) -> "RedisURL":
+        """The same place with a mask for each password."""
+        return replace(
+            self,
+            password=MASK if self.password else None,
+            sentinel_password=MASK if self.sentinel_password else None,
+        )
 
     def _credentials(self, password: bool) -> str:
         user = quote(self.username or "", safe="")
@@ -103,23 +122,41 @@ class RedisURL:
         return f"{user}{secret}@" if user or secret else ""
 
     def _network(self, password: bool) -> str:
-        host = f"[{self.host}]" if ":" in str(self.host) else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{self._credentials(password)}{host}:{self.port}/{self.db}"
+        place = _place(str(self.host), self.port)
+        return f"{'rediss' if self.tls else 'redis'}://{self._credentials(password)}{place}/{self.db}"
+
+    def _by_sentinel(self, passwords: int) -> str:
+        return ";".join(
+            f"sentinel://{self._credentials(number < passwords)}{_place(host, port)}/{self.db}"
+            for number, (host, port) in enumerate(self.sentinels)
+        )
 
     def for_celery(self) -> str:
-        """As Celery's broker and result backend read it."""
+        """As Celery's broker reads it. kombu may go on with any of the sentinels, and asks its part alone."""
+        if self.sentinels:
+            return self._by_sentinel(len(self.sentinels))
         if self.socket:
             return f"redis+socket://{self._credentials(True)}{quote(self.socket)}?virtual_host={self.db}"
         return self._network(password=True)
 
+    def for_results(self) -> str:
+        """As Celery's result backend reads it: its reports mask the first password only, and it needs no other."""
+        return self._by_sentinel(1) if self.sentinels else self.for_celery()
+
+    def for_schedule(self) -> str:
+        """As RedBeat reads it, without the password, since Celery's reports print it."""
+        if self.sentinels:
+            return f"redis-sentinel://{_place(*self.sentinels[0])}/{self.db}"
+        return self.for_client(password=False)
+
     def for_client(self, *, password: bool = True) -> str:
-        """As the Redis client, and RedBeat, read it."""
+        """As the Redis client reads it. With Sentinel no URL can say it to the client: see `client`."""
         if self.socket:
             return f"unix://{self._credentials(password)}{quote(self.socket)}?db={self.db}"
         return self._network(password)
 
     def tls_options(self) -> dict[str, Any] | None:
-        """The certificate rules for a `rediss` URL, None for any other."""
+        """The certificate rules for a URL that asks for TLS, None for any other."""
         if not self.tls:
             return None
         options: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE}
@@ -129,6 +166,211 @@ class RedisURL:
             options["ssl_ca_certs"] = self.ca_certs
         return options
 
+    def sentinel_options(self) -> dict[str, Any]:
+        """How the sentinels themselves are reached. One that is down is not tried twice: there are others."""
+        options: dict[str, Any] = {**self.timeouts(), "retry": None}
+        if self.sentinel_password:
+            from redis import UsernamePasswordCredentialProvider
+
+            # A password in an option of its own is in the error that tells of a sentinel that is down.
+            options["credential_provider"] = UsernamePasswordCredentialProvider(
+                self.sentinel_username, self.sentinel_password
+            )
+        return options | ({"ssl": True, **(self.tls_options() or {})} if self.tls else {})
+
+    def client(self, **options: Any) -> Any:
+        """A Redis client for this URL. Its commands raise what the Redis client raises; close it after use.
+
+        Args:
+            options: Options of the Redis client beside those that the URL makes.
+        """
+        options = {**self.timeouts(), **(self.tls_options() or {}), **options}
+        if self.sentinels:
+            from redis.sentinel import Sentinel
+
+            asked: Any = Sentinel(self.sentinels, **self._by_way_of_sentinel(), **options)  # type: ignore[no-untyped-call]
+            return asked.master_for(self.master)
+        from redis import Redis
+
+        return Redis.from_url(self.for_client(), **options)
+
+    def async_client(self) -> Any:
+        """`client` for the running event loop. It notices within 25 s that its server went away unheard."""
+        options: dict[str, Any] = {**self.timeouts(), **(self.tls_options() or {}), "health_check_interval": 25}
+        if not self.socket:
+            options["socket_keepalive"] = True
+        if self.sentinels:
+            from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+
+            class Pool(SentinelConnectionPool):
+                async def disconnect(self, inuse_connections: bool = True) -> None:
+                    await super().disconnect(inuse_connections)
+                    for one in self.sentinel_manager.sentinels:  # nobody else closes what they were asked over
+                        await one.aclose()
+
+            asked: Any = Sentinel(self.sentinels, **self._by_way_of_sentinel(), **options)  # type: ignore[no-untyped-call]
+            return asked.master_for(self.master, connection_pool_class=Pool)
+        from redis.asyncio import Redis
+
+        return Redis.from_url(self.for_client(), **options)
+
+    def _by_way_of_sentinel(self) -> dict[str, Any]:
+        options = {"username": self.username, "password": self.password, "db": self.db, "ssl": self.tls}
+        return {**options, "sentinel_kwargs": self.sentinel_options()}
+
     def timeouts(self) -> dict[str, float]:
         """How long a Redis client waits, in seconds; a unix socket has no connecting phase, and no option for it."""
         return {"socket_timeout": 5.0} | ({} if self.socket else {"socket_connect_timeout": 3.0})
+
+
+@dataclass(frozen=True)
+class BrokerURL:
+    """Where a broker is that is no Redis. Celery reads the URL as the user wrote it."""
+
+    text: str = field(repr=False)
+    verify: bool = True
+
+    @classmethod
+    def parse(cls, text: str, *, verify: bool = True) -> "BrokerURL":
+        """Read `amqp://`, `amqps://`, `pyamqp://` or `sqs://`; several of one broker have `;` between them.
+
+        Args:
+            text: The URL.
+            verify: Whether TLS certificates are checked (`redis_verify_certificates`).
+
+        Raises:
+            ConfigurationError: The URL cannot be used, or the package that its broker needs is not installed.
+                The message never repeats a password.
+        """
+        scheme = _scheme(text, tuple(OTHER_SCHEMES))
+        for one in text.split(";"):
+            if not one.startswith(f"{scheme}://"):
+                raise ConfigurationError(f"A {scheme}:// URL has after ';' what is no further {scheme}:// URL.")
+            try:
+                parts = urlsplit(one)
+                _ = parts.port, parts.hostname
+            except ValueError:
+                raise ConfigurationError(f"A {scheme}:// URL has a port or host that cannot be read.") from None
+            _refuse_misplaced(parts)
+            if any(name.startswith("ssl") for name, _ in parse_qsl(parts.query)):
+                raise ConfigurationError(
+                    f"A {scheme}:// URL cannot say how TLS is done; put it into the setting `celery`, as in "
+                    '{"broker_use_ssl": {"ca_certs": "/path/to/ca.pem"}}.'
+                )
+            module, package, _ = OTHER_SCHEMES[scheme]
+            if find_spec(module) is None:
+                raise ConfigurationError(
+                    f"A {scheme}:// broker needs the package {module}, which is not installed: pip install '{package}'."
+                )
+        return cls(text, verify)
+
+    @property
+    def scheme(self) -> str:
+        """What stands before `://`."""
+        return self.text.partition("://")[0]
+
+    def __str__(self) -> str:
+        """The broker for people: no user, no password."""
+        return ", ".join(self._for_people(urlsplit(one)) for one in self.text.split(";"))
+
+    @staticmethod
+    def _for_people(parts: SplitResult) -> str:
+        port = parts.port or OTHER_SCHEMES[parts.scheme][2]
+        place = _place(parts.hostname or "localhost", port) if port else ""
+        return f"{parts.scheme}://{place}{parts.path}"
+
+    def masked(self) -> "BrokerURL":
+        """The same place with a mask for each password."""
+        parts = [urlsplit(one) for one in self.text.split(";")]
+        return replace(self, text=";".join(self._masked(one) for one in parts))
+
+    @staticmethod
+    def _masked(parts: SplitResult) -> str:
+        user, _, place = parts.netloc.rpartition("@")
+        name, _, secret = user.partition(":")
+        return parts._replace(netloc=f"{name}:{MASK}@{place}").geturl() if secret else parts.geturl()
+
+    def for_celery(self) -> str:
+        """As Celery's broker reads it."""
+        return self.text
+
+    def tls_options(self) -> dict[str, Any] | None:
+        """The certificate rules for a URL that asks for TLS, None for any other."""
+        if self.scheme != "amqps":
+            return None
+        # Without a name to compare with, any certificate would do; kombu puts the URL's host there.
+        return (
+            {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None} if self.verify else {"cert_reqs": ssl.CERT_NONE}
+        )
+
+
+def parse_broker(text: str, *, verify: bool = True) -> RedisURL | BrokerURL:
+    """Read the URL of a broker of any kind.
+
+    Args:
+        text: The URL.
+        verify: Whether TLS certificates are checked (`redis_verify_certificates`).
+
+    Raises:
+        ConfigurationError: The URL cannot be used. The message never repeats a password.
+    """
+    if _scheme(text, (*SCHEMES, *OTHER_SCHEMES)) in OTHER_SCHEMES:
+        return BrokerURL.parse(text, verify=verify)
+    return RedisURL.parse(text, verify=verify)
+
+
+def _scheme(text: str, known: tuple[str, ...]) -> str:
+    """What a URL begins with. Nothing else of one that cannot be read is quoted: the rest may be a password."""
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme in known:
+        return scheme
+    if separator and scheme in ("redis+cluster", "rediss+cluster", "redis-cluster"):
+        raise ConfigurationError(
+            f"The scheme {scheme!r} is that of a Redis Cluster, which keeps the keys of one step on several servers; "
+            "a call could be lost between them. Use one server, or several with Sentinel: sentinel://."
+        )
+    if separator and scheme in OTHER_SCHEMES:
+        raise ConfigurationError(
+            f"A Redis URL has the scheme {scheme!r}. A broker that is no Redis goes into task_broker_url; "
+            "results and schedule stay in Redis."
+        )
+    named = "no scheme that can be read"
+    if separator and scheme.replace("+", "").isalnum():
+        named = f"the scheme {scheme!r}"
+    kind = "Redis" if "redis" in known and "amqp" not in known else "broker's"
+    raise ConfigurationError(f"A {kind} URL has {named}; known are {', '.join(s + '://' for s in known)}.")
+
+
+def _refuse_misplaced(parts: SplitResult, local: bool = False) -> None:
+    """Refuse a URL in which a part of the password has become path, query or fragment."""
+    if parts.fragment or "@" in parts.query or (not local and "@" in parts.path):
+        raise ConfigurationError(
+            f"A {parts.scheme}:// URL has '/', '?' or '#' in its user or password; write %2F, %3F or %23 there."
+        )
+
+
+def _sentinels(parts: SplitResult) -> tuple[tuple[str, int], ...]:
+    """The sentinels that a URL names with commas between them. Raises ValueError for what is no host and port."""
+    names = parts.netloc.rpartition("@")[2].split(",")
+    found = [urlsplit(f"//{name}") for name in names]
+    if len(found) > 1 and not all(one.hostname for one in found):
+        raise ValueError("a host without a name")
+    return tuple((one.hostname or "localhost", one.port or 26379) for one in found)
+
+
+def _sentinel_options(query: dict[str, str]) -> dict[str, Any]:
+    """Take the options of a `sentinel://` URL out of its query."""
+    if query.get("ssl", "true") not in ("true", "false"):
+        raise ConfigurationError("A sentinel:// URL has an option ssl that is neither true nor false.")
+    master = query.pop("master_name", None)
+    if not master:
+        raise ConfigurationError(
+            "A sentinel:// URL does not say which master it is about; add ?master_name=mymaster, "
+            "with the name that the sentinels know it by."
+        )
+    names = ("ssl", "sentinel_username", "sentinel_password")
+    return {"master": master} | {name: query.pop(name) for name in names if name in query}
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

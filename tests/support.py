@@ -196,6 +196,16 @@ def valkey_binary() -> str:
     return embedded.server_binary()
 
 
+def held(client: Any) -> list[bytes]:
+    """The messages that workers hold: what they have taken and not finished."""
+    return [
+        call.partition(b"\n")[2]
+        for key in client.scan_iter("core-held-*")
+        for record, call in client.hgetall(key).items()
+        if record not in (b"connection", b"waiting")
+    ]
+
+
 @contextmanager
 def redis_server(*options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A Redis of the test's own on a free loopback port: its URL and its process."""

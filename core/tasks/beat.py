@@ -15,11 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from redbeat.schedulers import RedBeatScheduler, acquire_distributed_beat_lock, get_redis
-from redis import Redis
 from redis.exceptions import LockError, RedisError
 
 from core import config, discovery, embedded
-from core.broker_error import broker_error
+from core.broker_error import broker_error, reason
 from core.errors import BrokerUnreachable, CoreError, NotRunning, TasksDisabled
 from core.tasks import celery_app, schedule
 from core.tasks.definition import PeriodicTask
@@ -87,7 +86,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         except (RedisError, OSError) as error:
             # The lock is kept: a Redis that comes back with its data still knows it as ours.
             if not self._away:
-                logger.warning("the schedule stands still: %s. It goes on by itself.", str(error).rstrip("."))
+                logger.warning("the schedule stands still: %s. It goes on by itself.", reason(error))
             self._away = True
             with suppress(CoreError):
                 embedded.broker_url()  # starts the development server, if it is ours that is gone
@@ -234,10 +233,9 @@ def _prefix() -> str:
 @contextmanager
 def _redis() -> Iterator[Any]:
     """A client of the Redis that keeps the schedule."""
-    url = embedded.broker_url()
-    options: dict[str, Any] = {**url.timeouts(), **(url.tls_options() or {})}
+    url = embedded.schedule_url()
     try:
-        with Redis.from_url(url.for_client(), decode_responses=True, **options) as client:
+        with url.client(decode_responses=True) as client:
             yield client
     except (RedisError, OSError) as error:
         raise broker_error(error, url) from error

@@ -5,13 +5,13 @@ a call, a worker, the scheduler. Then the application is made from the settings,
 """
 
 import os
+import select
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Protocol
 
 from core import config, discovery, embedded
-from core.broker_error import broker_error
+from core.broker_error import broker_error, refuse_what_is_no_server
 from core.errors import CoreError, UnknownQueue
 from core.redis_url import RedisURL
 from core.tasks import celery_config
@@ -112,6 +112,8 @@ def _make() -> Any:
     app = Celery("core", set_as_current=False)
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "core.tasks.transport.backend:Backend")
     app.conf.update(generated)
+    if app.conf.worker_consumer == celery_config.CONSUMER:
+        app.Task.Request = celery_config.REQUEST
     return app
 
 
@@ -172,21 +174,44 @@ def producer() -> Any:
     """
     app = get_app()
     held = getattr(_process.producers, "value", None)
-    if held is not None:
+    if held is not None and _is_open(held.connection):
         return held
+    drop_producer()
     try:
         if embedded.is_default():
             embedded.broker_url()  # it may have been stopped since
         connection = app.connection_for_write()
         connection.ensure_connection(max_retries=0)  # kombu's default tries for 6 s, a wrong password as well
         made = app.amqp.Producer(connection, auto_declare=False)
-        made.channel  # noqa: B018  opens it
+        client = getattr(made.channel, "client", None)  # the channel is opened here
+        if client is not None and isinstance(url := embedded.broker_url(), RedisURL):
+            refuse_what_is_no_server(client, url)
     except CoreError:
         raise
     except Exception as error:
         raise broker_error(error, embedded.broker_url()) from error
     _process.producers.value = made
     return made
+
+
+def _is_open(connection: Any) -> bool:
+    """Whether a connection that was open still is, as far as can be seen without asking.
+
+    RabbitMQ says good-bye to what it closes, and nobody reads that on a connection that only sends: the next call
+    would be lost on it. The Redis client looks by itself.
+    """
+    if connection.transport.driver_type != "amqp":
+        return True
+    try:
+        said = select.poll()
+        said.register(connection.connection.sock, select.POLLIN)
+        while said.poll(0):
+            connection.drain_events(timeout=0.1)
+    except TimeoutError:
+        return True  # a heartbeat, and nothing else
+    except (AttributeError, *connection.connection_errors, *connection.channel_errors):
+        return False
+    return bool(connection.connected)
 
 
 def event_dispatcher() -> Any:
@@ -216,9 +241,6 @@ def masked_configuration() -> dict[str, Any]:
     """
     settings, project = config.get_settings(), config.get_project()
     here = RedisURL(host=None, port=6379, socket=str(embedded.socket_path(project.root)), db=0)
-    broker, results = (
-        replace(url, password="********") if url.password else url
-        for url in (settings.broker_url or here, settings.result_url or here)
-    )
+    broker, results = (settings.broker_url or here).masked(), (settings.result_url or here).masked()
     shown = celery_config.generate(settings, broker, results, discovery.project_name(project.root))
     return celery_config.masked(shown)

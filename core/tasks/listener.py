@@ -32,12 +32,7 @@ class Listener:
     """The results that one event loop waits for, and the connections it reads them by."""
 
     def __init__(self, url: RedisURL, prefix: str) -> None:
-        from redis.asyncio import Redis
-
-        options: dict[str, Any] = {**url.timeouts(), "health_check_interval": 25}
-        if not url.socket:
-            options["socket_keepalive"] = True
-        self._client = Redis.from_url(url.for_client(), **options, **(url.tls_options() or {}))
+        self._client = url.async_client()
         self._url, self._prefix = url, prefix
         self._waiting: dict[str, set[asyncio.Future[dict[str, Any]]]] = {}
         self._new: set[str] = set()
@@ -70,7 +65,7 @@ class Listener:
         self._commands += 1
         self._keep_running()
         try:
-            return await self._client.execute_command(*words)  # type: ignore[no-untyped-call]
+            return await self._client.execute_command(*words)
         except (RedisError, OSError) as error:
             raise broker_error(error, self._url) from error
         finally:
@@ -155,7 +150,7 @@ class Listener:
         pubsub = self._client.pubsub()
         self._new, self._unwanted = set(self._waiting), set()
         try:
-            await pubsub.connect()  # type: ignore[no-untyped-call]
+            await pubsub.connect()
             reader = asyncio.create_task(self._read(pubsub))
             try:
                 while True:
@@ -180,7 +175,7 @@ class Listener:
         except (RedisError, OSError, RuntimeError) as error:
             raise broker_error(error, self._url) from error
         finally:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
+            await pubsub.aclose()
 
     async def _change(self, pubsub: Any) -> None:
         """Subscribe to what is new, and drop what nobody waits for, many at a time."""

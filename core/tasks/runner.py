@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from core.errors import ArgumentsError, CoreError, TaskFailed, TaskTimeout
 from core.tasks import bridge, timeout
 from core.tasks.arguments import Arguments
-from core.tasks.celery_config import cancel_key
+from core.tasks.celery_config import cancel_key, is_one_database
 from core.tasks.context import CurrentTask, enter
 from core.tasks.retry import RetryPolicy, is_from_call
 from core.tasks.timeout import Limit
@@ -100,6 +100,8 @@ def register(app: Any, body: Body) -> Any:
     task = _task_class()()
     task.name = body.name
     task.body = body
+    task.Request = app.Task.Request
+    task.reads_cancellations = is_one_database(app.conf)
     task.__doc__ = body.function.__doc__
     task.queue = body.queue
     task.priority = body.priority
@@ -120,6 +122,8 @@ def _task_class() -> type[Any]:
 
         abstract = True
         body: Body
+        #: Whether a worker reads the mark of a cancellation in the same step in which it takes the call.
+        reads_cancellations = False
 
         def run(self, *args: Any, **kwargs: Any) -> Any:
             return _attempt(self, self.body, args, kwargs)
@@ -284,6 +288,8 @@ class _interruptible:
 
 def _cancelled_before(task: Any, task_id: str) -> bool:
     """Whether somebody cancelled this call while no worker had it, which workers cannot remember."""
+    if task.reads_cancellations:
+        return False  # that was read when the call was taken
     client = getattr(task.backend, "client", None)
     try:
         return client is not None and bool(client.exists(cancel_key(task_id)))

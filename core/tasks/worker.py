@@ -80,6 +80,8 @@ def run(
     pool = pool or settings.task_worker_pool
     # Gossip tells workers of each other, which nothing here asks for, and fails loudly when a connection is lost.
     options = ["--pool", pool, "--loglevel", loglevel, "--without-gossip"]
+    if settings.task_broker_transport == "core":
+        options.append("--without-mingle")  # a second at start, for cancellations that are read from Redis here
     if count := concurrency or settings.task_worker_concurrency or _default_concurrency(pool):
         options += ["--concurrency", str(count)]
     if queues:
@@ -155,7 +157,6 @@ def _prepare(app: Any) -> None:
                 threading.Thread(target=_keep_server, name="core-tasks-server", daemon=True).start()
 
     app.steps["worker"].add(Stopping)
-    app.steps["consumer"].add("core.tasks.transport.qos:Adoption")
     signals.celeryd_init.connect(_at_init, weak=False)
     signals.worker_ready.connect(_at_ready, weak=False)
     signals.worker_process_init.connect(_in_child, weak=False)
@@ -306,18 +307,24 @@ class _Stop:
         deadline = time.monotonic() + CLEAN_UP
         while calls and (children or runner.running()) and time.monotonic() < deadline:
             time.sleep(0.01)  # cancelled bodies run their `finally`
-        connection = getattr(getattr(self._worker, "consumer", None), "connection", None)
-        if connection is not None:
-            # Closing puts everything back that is not acknowledged. A Redis that does not answer must not hold us.
-            closing = threading.Thread(target=connection.close, daemon=True)
-            closing.start()
-            closing.join(CLEAN_UP)
-            if closing.is_alive():
-                logger.warning("Redis does not answer: what was not put back comes back by itself within 2 h")
+        # A Redis that does not answer must not hold us.
+        closing = threading.Thread(target=self._give_back, daemon=True)
+        closing.start()
+        closing.join(CLEAN_UP)
+        if closing.is_alive():
+            logger.warning("Redis does not answer: what was not put back comes back by itself")
         _signal(children, signal.SIGTERM)
         logger.warning("%s: quit, %d unfinished call%s put back", why, len(calls), "s" * (len(calls) != 1))
         logging.shutdown()
         os._exit(code)
+
+    def _give_back(self) -> None:
+        """Put back what is not finished. Celery's own consumer does that when its connection is closed."""
+        consumer: Any = getattr(self._worker, "consumer", None)
+        if hasattr(consumer, "give_back"):
+            consumer.give_back(CLEAN_UP)
+        elif connection := getattr(consumer, "connection", None):
+            connection.close()
 
 
 def _signal(pids: Iterable[int], number: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Project, eventually, wait_until
+from support import Process, Project, eventually, held, wait_until
 
 from core.tasks import TaskResult, TaskRevoked
 
@@ -14,6 +14,15 @@ from core.tasks import TaskResult, TaskRevoked
 async def begun(file: Path) -> None:
     """Wait until a body has left its first mark."""
     await asyncio.to_thread(wait_until, file.exists, 20, "the body began")
+
+
+async def running(result: TaskResult[object]) -> None:
+    """Wait until a call is known to run, which it is after 20 ms."""
+
+    async def known() -> bool:
+        return await result.status() == "running"
+
+    await eventually(known, 20, "it is known to run")
 
 
 async def ended(result: TaskResult[object]) -> None:
@@ -123,6 +132,7 @@ async def test_a_running_plain_function_is_interrupted_where_it_has_a_process(po
     file = tmp_path / "marks"
     result = await marked_nap_sync.delay(2, str(file))
     await begun(file)
+    await running(result)
 
     assert await result.cancel() is True
     await ended(result)
@@ -140,6 +150,7 @@ async def test_cancelling_twice_is_cancelling_once(tmp_path: Path) -> None:
     file = tmp_path / "marks"
     result = await nap.delay(30, str(file))
     await begun(file)
+    await running(result)
 
     await asyncio.gather(*(result.cancel() for _ in range(3)))
     await ended(result)
@@ -240,13 +251,13 @@ async def test_nothing_is_left_in_the_broker_of_a_cancelled_running_call(example
     await begun(file)
     with Redis(unix_socket_path=str(example.root / ".core" / "broker.sock")) as broker:
 
-        async def held() -> bool:
-            return any(result.id.encode() in message for message in broker.hvals("unacked"))
+        def is_held() -> bool:
+            return any(result.id.encode() in message for message in held(broker))
 
         async def not_held() -> bool:
-            return not await held()
+            return not is_held()
 
-        assert await held()
+        assert is_held()
         await result.cancel()
         await ended(result)
         await eventually(not_held, 20, "the call is acknowledged")

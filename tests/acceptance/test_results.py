@@ -44,7 +44,7 @@ async def test_a_call_goes_through_pending_running_and_success(tmp_path: Path) -
     first = await result.status()
 
     async def begun() -> bool:
-        return file.exists()
+        return file.exists() and await result.status() != "pending"
 
     await eventually(begun, 20, "the body began")
     second = await result.status()

@@ -1,12 +1,33 @@
-"""Celery's Redis result backend, without the subscription that it makes for every call it sends."""
+"""Celery's Redis result backend, with one outcome for each call.
 
+The keys and messages are Celery's own. A final state stays, whoever else comes with another one; a worker's result
+leaves together with the acknowledgement of its call; and who waits for a result subscribes when it waits.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from celery import states
 from celery.backends.redis import RedisBackend
+from redis.exceptions import RedisError
+
+from core.tasks import celery_config, runner
+from core.tasks.transport import held
+from core.tasks.transport.scripts import script
+
+#: Seconds that a body runs before its call is stored as started: a shorter one goes straight to its result.
+STARTED_AFTER = 0.02
+LONGEST_PAUSE = 2.0
+#: States that end an attempt: they leave together with the acknowledgement of their message.
+ENDS = states.READY_STATES | {states.RETRY}
 
 
 class Backend(RedisBackend):  # type: ignore[misc]
-    """Where results are stored: the same keys and messages as Celery's own."""
+    """Where results are stored."""
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Do nothing. Whoever waits for a result subscribes then.
@@ -14,3 +35,105 @@ class Backend(RedisBackend):  # type: ignore[misc]
         Celery subscribes here on every call and reads nothing: two blocking commands a call, and a
         server buffer that grows for as long as the sending process lives.
         """
+
+    def put(self, key: str, ttl: int, text: Any, tag: str = "") -> None:
+        """Store a result, unless a final state stays.
+
+        Args:
+            ttl: Seconds to keep it; 0 is for ever.
+            tag: The delivery that it is the result of; empty counts as one that is still held.
+        """
+        worker, _, record = tag.rpartition("/")
+        holds = ""
+        if worker and celery_config.is_one_database(self.app.conf):
+            holds = f"{self.app.conf.broker_transport_options.get('global_keyprefix', '')}core-held-{worker}"
+        script(self.client, "result")(keys=[key, holds], args=[ttl, text, record])
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        tag = str((getattr(request, "properties", None) or {}).get("delivery_tag") or "")
+        if "/" not in tag:  # not taken by a worker of ours
+            return super()._store_result(task_id, result, state, traceback, request, **options)
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = _text(task_id)
+        ttl = int((self.failure_expires if state == states.FAILURE else self.expires) or 0)
+        stored = _text(self.get_key_for_task(task_id)), ttl, self.encode(meta)
+        holder = held.current()
+        if state == states.STARTED:
+            _starts().add(tag, lambda: holder.write(stored) if holder else self.put(*stored, tag))
+            return result
+        _starts().drop(tag)
+        if holder and state in ENDS and holder.keep_result(tag, stored):
+            return result
+        if holder:
+            holder.write(stored)
+        else:
+            self._put_patiently(stored, tag)
+        return result
+
+    def _put_patiently(self, stored: tuple[str, int, Any], tag: str) -> None:
+        """Store a result however long Redis is away: the call is not done before."""
+        pause = 0.05
+        while True:
+            try:
+                return self.put(*stored, tag)
+            except (RedisError, OSError):
+                if runner.putting_back():
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class _Starts:
+    """Calls that have begun a moment ago, and are stored as started if they go on."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._begun: dict[str, tuple[float, Callable[[], object]]] = {}
+        self._lock = threading.Condition()
+        self._idle = True
+        threading.Thread(target=self._run, name="core-tasks-started", daemon=True).start()
+
+    def add(self, tag: str, write: Callable[[], object]) -> None:
+        with self._lock:
+            self._begun[tag] = time.monotonic() + STARTED_AFTER, write
+            if self._idle:  # else it looks by itself in a moment: waking a thread for every call would cost more
+                self._idle = False
+                self._lock.notify()
+
+    def drop(self, tag: str) -> None:
+        """Forget a call that has ended. If it is just being written, this waits."""
+        with self._lock:
+            self._begun.pop(tag, None)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                while self._begun:
+                    tag, (due, write) = next(iter(self._begun.items()))
+                    if due > now:
+                        break
+                    del self._begun[tag]
+                    with suppress(RedisError, OSError):  # it is only news
+                        write()
+                if not self._begun:
+                    self._idle = True
+                    self._lock.wait()
+                    continue
+            time.sleep(max(due - now, 0.001))
+
+
+_process: list[_Starts] = []
+
+
+def _starts() -> _Starts:
+    """This process's own: a forked child inherits the record, but not the thread."""
+    if not _process or _process[0].pid != os.getpid():
+        _process[:] = [_Starts()]
+    return _process[0]

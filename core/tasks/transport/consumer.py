@@ -1,0 +1,154 @@
+"""Celery's consumer, taking its calls so that none is lost."""
+
+import json
+import logging
+from base64 import b64decode
+from contextlib import suppress
+from typing import Any
+
+from celery import signals
+from celery.app.task import Context
+from celery.worker import state
+from celery.worker.consumer import Consumer as Stock
+from redis.exceptions import RedisError
+
+from core.errors import TaskFailed
+from core.tasks.transport import held
+from core.tasks.transport.channel import OURS
+from core.tasks.transport.held import Held, Holder
+from core.tasks.transport.lease import Lease
+from core.tasks.transport.message import names
+
+logger = logging.getLogger("core.tasks")
+
+#: Seconds that a stopping worker tries to tell Redis what it has finished.
+LAST_WORDS = 5.0
+
+
+class Consumer(Stock):  # type: ignore[misc]
+    """Takes calls for the pool, and knows what becomes of each."""
+
+    holder: Holder | None = None
+    _lease: Lease | None = None
+    _turns = 0
+    _connecting = False
+
+    def connection_for_read(self, heartbeat: float | None = None) -> Any:
+        """The connection that calls are taken by: kombu's, with our transport in the place of its own for Redis."""
+        connection = self.app.connection_for_read(heartbeat=heartbeat)
+        connection.transport_cls = OURS.get(connection.get_transport_cls(), connection.transport_cls)
+        return self.ensure_connected(connection)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Wait for a connection, for as long as it takes."""
+        self._connecting = True
+        try:
+            return super().ensure_connected(conn)
+        finally:
+            self._connecting = False
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Any:
+        """The consumer is about to consume: say what is still held, and take calls from here on."""
+        handler = super().create_task_handler(*args, **options)
+        channel = self.task_consumer.channel
+        if self.hub is not None and hasattr(channel, "hold"):
+            if self.holder is None:
+                self._begin(channel)
+            assert self.holder is not None
+            if back := self.holder.adopt():
+                logger.info("%d calls that had not begun were put back", back)
+            channel.hold(self.holder, self.hub)
+            self.hub.on_tick.add(self._turn)
+        return handler
+
+    def _begin(self, channel: Any) -> None:
+        holder = Holder(self.app, self._tell)
+        holder.start(channel._get_pool())
+        self._lease = Lease(holder, self._turned, lambda: list(state.active_requests),
+                            lambda: self.pool.info.get("processes", ()), self._tell_of)  # fmt: skip
+        self._lease.start()
+        self.holder = holder
+        held.hold(holder)
+        signals.worker_shutdown.connect(self._end, weak=False)
+
+    def _turn(self) -> None:
+        self._turns += 1
+
+    def _turned(self) -> int | None:
+        stopping = state.should_stop is not None or state.should_terminate is not None
+        return None if self._connecting or stopping else self._turns
+
+    def _end(self, **_: Any) -> None:
+        self.give_back(LAST_WORDS)
+
+    def give_back(self, timeout: float) -> bool:
+        """Tell Redis what has ended and give back everything else. False when Redis does not answer.
+
+        Args:
+            timeout: Seconds to try.
+        """
+        if self.holder is None:
+            return True
+        if self._lease is not None:
+            self._lease.end()
+        return self.holder.close(timeout)
+
+    # What cannot run
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A task that this worker does not know: others may."""
+        self._put_aside(message, "later", "no worker knows its task")
+        signals.task_unknown.send(
+            sender=self, message=message, exc=exc, name=message.headers.get("task"), id=message.headers.get("id")
+        )
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """A message that is no call."""
+        self._put_aside(message, "dead", "the message names no task")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A call that cannot be one."""
+        self._put_aside(message, "dead", f"it cannot be read: {exc}")
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """A body that cannot be read."""
+        self._put_aside(message, "dead", f"its body cannot be read: {type(exc).__name__}: {exc}")
+
+    def _put_aside(self, message: Any, verdict: str, reason: str) -> None:
+        if self.holder is not None and message.delivery_tag in self.holder.calls:
+            self.holder.settle(message.delivery_tag, verdict, reason)
+        else:
+            message.reject_log_error(logger, self.connection_errors)
+
+    # Who is told
+
+    def _tell_of(self, raw: bytes) -> None:
+        headers = names(raw)
+        call = Held("", "", headers, json.loads(raw))
+        self.holder.tell([(call, "lost its worker 3 times while it ran")])  # type: ignore[union-attr]
+
+    def _tell(self, call: Held, reason: str) -> None:
+        """A call that is set aside has failed, for whoever waits for it and for what was to follow."""
+        if not call.headers.get("id"):
+            return
+        task = self.app.tasks.get(call.headers.get("task"))
+        ignored = call.headers.get("ignore_result") or (task is not None and task.ignore_result)
+        error = TaskFailed("SetAside", reason)
+        self.app.backend.mark_as_failure(call.headers["id"], error, request=_context(call), store_result=not ignored)
+        if self.event_dispatcher and self.hub is not None:
+            self.hub.call_soon(self._announce, call.headers["id"], repr(error))
+
+    def _announce(self, task_id: str, error: str) -> None:
+        with suppress(RedisError, OSError, AttributeError):  # only Flower misses it
+            self.event_dispatcher.send("task-failed", uuid=task_id, exception=error, traceback="")
+
+
+def _context(call: Held) -> Any:
+    """What Celery needs to know of a call to fail its chain or chord."""
+    embedded: dict[str, Any] = {}
+    try:
+        args, kwargs, embed = json.loads(b64decode(call.message["body"]))
+        embedded = {"args": args, "kwargs": kwargs, **(embed or {})}
+    except Exception:
+        pass  # then nothing that was to follow can be read
+    return Context({**call.headers, **embedded})

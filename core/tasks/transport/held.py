@@ -1,0 +1,252 @@
+"""What this worker has taken and not finished yet.
+
+Redis keeps the same record, in one hash a worker: a call is in a list, or held, or finished, and never in none of
+them. How a call ends is noted here by whatever thread ends it, and told to Redis by one thread of its own: what ends
+during a round trip shares the next one, and what could not be said over one connection is said over the next.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from core import config
+from core.tasks import celery_config
+from core.tasks.transport.scripts import script
+
+logger = logging.getLogger("core.tasks")
+
+#: Calls that one script ends.
+BATCH = 200
+LONGEST_PAUSE = 2.0
+#: Seconds for which a call whose task is unknown here is left to other workers before it is looked at again.
+UNKNOWN_PAUSE = 5.0
+
+
+@dataclass(slots=True)
+class Held:
+    """One call that this worker holds."""
+
+    tag: str
+    queue: str
+    headers: dict[str, Any] = field(default_factory=dict)
+    message: Any = None
+    #: Whether it was given to a pool process or thread that has begun with it.
+    begun: bool = False
+    #: How it ends, where that is known before it is acknowledged: a verdict and its reason.
+    ending: tuple[str, str] | None = None
+    #: The result that leaves together with its end: key, seconds to keep, text.
+    result: tuple[str, int, Any] | None = None
+
+    @property
+    def record(self) -> str:
+        return self.tag.rpartition("/")[2]
+
+
+@dataclass(slots=True)
+class _End:
+    record: str
+    verdict: str
+    result: tuple[str, int, Any] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    call: Held | None = None
+
+    def words(self) -> tuple[Any, ...]:
+        details = json.dumps(self.details) if self.details else ""
+        return (self.record, self.verdict, *(self.result or ("", 0, "")), details)
+
+
+class Holder:
+    """The calls that this process holds, under the name by which Redis knows it."""
+
+    def __init__(self, app: Any, tell: Callable[[Held, str], None]) -> None:
+        """
+        Args:
+            tell: Called in the writing thread for each call that was set aside, with the reason.
+        """
+        settings = config.get_settings()
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.pid = os.getpid()
+        self.lease = settings.task_lease
+        self.prefix = str(app.conf.broker_transport_options.get("global_keyprefix", ""))
+        self.calls: dict[str, Held] = {}
+        self.connection = 0
+        self.qos: Any = None
+        self.client: Any = None
+        self._hold, self._keep = settings.task_unknown_hold, settings.task_store_arguments
+        self._app, self._tell = app, tell
+        self._together = celery_config.is_one_database(app.conf)
+        #: What the key of a call's cancellation begins with; empty where it cannot be read together with the call.
+        self.marks = celery_config.cancel_key("") if self._together else ""
+        self._pending: deque[_End] = deque()
+        self._wake, self._stopped = threading.Event(), threading.Event()
+        #: Held while Redis is told of ends, or asked what is whose: one of the two at a time.
+        self._saying = threading.Lock()
+
+    @property
+    def key(self) -> str:
+        """The hash in which Redis keeps what this worker holds."""
+        return f"{self.prefix}core-held-{self.worker}"
+
+    @property
+    def workers(self) -> str:
+        """The sorted set of all workers, by the end of their leases."""
+        return f"{self.prefix}core-workers"
+
+    def start(self, pool: Any) -> None:
+        """Begin to tell Redis, over connections of one's own."""
+        self.client = Redis(connection_pool=pool)
+        self._finish, self._adopt = script(self.client, "finish"), script(self.client, "adopt")
+        threading.Thread(target=self._run, name="core-tasks-finish", daemon=True).start()
+
+    def begin(self, tag: str) -> None:
+        """A pool process or thread has begun with a call."""
+        if call := self.calls.get(tag):
+            call.begun = True
+
+    def ends(self, tag: str, verdict: str, reason: str) -> None:
+        """A call is about to be acknowledged or rejected, and this is why."""
+        if call := self.calls.get(tag):
+            call.ending = verdict, reason
+
+    def keep_result(self, tag: str, result: tuple[str, int, Any]) -> bool:
+        """Let a result leave together with the end of its call; False when the call is not held here."""
+        call = self.calls.get(tag)
+        if call is not None:
+            call.result = result
+        return call is not None
+
+    def write(self, result: tuple[str, int, Any]) -> None:
+        """Store a result alone, soon."""
+        self._pending.append(_End("", "done", result))
+        self._wake.set()
+
+    def settle(self, tag: str, verdict: str, reason: str = "") -> None:
+        """End a call: `done`, `back`, `dead` or `later`. Any thread may ask."""
+        call = self.calls.get(tag)
+        if call is None:
+            return
+        if call.ending and (verdict, call.ending[0]) in (("done", "failed"), ("back", "lost")):
+            verdict, reason = call.ending
+        details: dict[str, Any] = {}
+        if verdict not in ("done", "back"):
+            name = call.headers.get("id") or f"unreadable-{tag}"
+            details = {"id": name, "task": call.headers.get("task"), "queue": call.queue, "reason": reason[:500],
+                       "keep": self._keep, "record": tag, "hold": self._hold,
+                       "pause": min(UNKNOWN_PAUSE, self._hold / 4)}  # fmt: skip
+        result = call.result if verdict != "back" else None
+        # First the one, then the other: `adopt` must find it in one of the two.
+        self._pending.append(_End(call.record, verdict, result, details, call))
+        self.calls.pop(tag, None)
+        if self.qos is not None:
+            self.qos.free(tag)
+        self._wake.set()
+
+    def adopt(self) -> int:
+        """Say over a new connection what is still held: what runs, and what has ended and is not told yet.
+
+        Everything else goes back into its list. Returns how many calls did.
+        """
+        self.connection += 1
+        for tag in [tag for tag, call in self.calls.items() if not call.begun]:
+            del self.calls[tag]
+        with self._saying:
+            kept = [call.record for call in list(self.calls.values())]
+            kept += [end.record for end in list(self._pending) if end.record]
+            words = [self.worker, self.lease, self.connection, self.prefix, *kept]
+            return int(self._adopt(keys=[self.workers, self.key], args=words))
+
+    def close(self, timeout: float) -> bool:
+        """Tell Redis what has ended, and give everything back that has not. False when Redis was not told.
+
+        Args:
+            timeout: Seconds to try.
+        """
+        self._stopped.set()
+        self._wake.set()
+        if self.client is None or not self._saying.acquire(timeout=timeout):
+            return False
+        try:
+            while self._pending:
+                self._say()
+            self._adopt(keys=[self.workers, self.key], args=[self.worker, 0, 0, self.prefix])
+        except (RedisError, OSError):
+            return False
+        finally:
+            self._saying.release()
+        return True
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopped.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            while self._pending and not self._stopped.is_set():
+                try:
+                    with self._saying:
+                        told = self._say()
+                    pause = 0.0
+                except (RedisError, OSError) as error:
+                    if not pause:
+                        logger.warning("Redis was not told of %d finished calls yet: %s", len(self._pending), error)
+                    pause = min(max(pause * 2, 0.05), LONGEST_PAUSE)
+                    self._stopped.wait(pause)
+                else:
+                    self.tell(told)
+
+    def _say(self) -> list[tuple[Held, str]]:
+        """Tell Redis of some ends, in one round trip; return the calls that were set aside."""
+        batch = list(islice(self._pending, BATCH))
+        if not self._together:  # the result first, then the acknowledgement
+            for end in batch:
+                if end.result is not None:
+                    self._app.backend.put(*end.result)
+                    end.result = None
+        said = self._finish(keys=[self.key], args=[self.prefix, *(word for end in batch for word in end.words())])
+        for _ in batch:
+            self._pending.popleft()
+        aside = []
+        for end, word in zip(batch, said, strict=True):
+            if word == b"dead" and end.call is not None:
+                aside.append((end.call, str(end.details["reason"])))
+            elif word == b"first" and end.call is not None:
+                logger.warning("%s[%s] waits for a worker that knows its task", end.details["task"], end.details["id"])
+        return aside
+
+    def tell(self, aside: Iterable[tuple[Held, str]]) -> None:
+        """Say of calls that they were set aside."""
+        for call, reason in aside:
+            logger.error("%s[%s] from %s was set aside: %s. See `core dead list`",
+                         call.headers.get("task"), call.headers.get("id"), call.queue, reason)  # fmt: skip
+            try:
+                self._tell(call, reason)
+            except Exception:
+                logger.exception("who waits for %s could not be told", call.headers.get("id"))
+
+
+class _Process:
+    holder: Holder | None = None
+
+
+_process = _Process()
+
+
+def current() -> Holder | None:
+    """What this process holds; None where it takes no calls, as in a pool's child."""
+    holder = _process.holder
+    return holder if holder is not None and holder.pid == os.getpid() else None
+
+
+def hold(holder: Holder) -> None:
+    """Make *holder* this process's own."""
+    _process.holder = holder

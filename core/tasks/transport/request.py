@@ -1,0 +1,61 @@
+"""A call in Celery's consumer, which says how it ended and needs no other thread to do so."""
+
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, Terminated, WorkerLostError
+from celery.worker import request
+
+from core.tasks.transport import held
+
+
+class Request(request.Request):  # type: ignore[misc]
+    """Celery's request, for calls that a holder holds."""
+
+    acknowledged: bool
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not isinstance(self.args, list | tuple) or not isinstance(self.kwargs, dict):
+            raise InvalidTaskError("the arguments are not a list and an object")
+        embedded = self._payload[2]
+        if not (embedded is None or isinstance(embedded, dict)):
+            raise InvalidTaskError("what goes with the arguments (callbacks, chord) is not an object")
+
+    @property
+    def tag(self) -> str:
+        """The name of this delivery."""
+        return str(self._message.delivery_tag)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """A process or thread of the pool has begun."""
+        if holder := held.current():
+            holder.begin(self.tag)
+        super().on_accepted(pid, time_accepted)
+
+    def acknowledge(self) -> None:
+        """Say that the call is done, in this thread."""
+        if not self.acknowledged:
+            self._message.ack()
+            self.acknowledged = True
+
+    def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """The attempt ended with an error, or its process was lost."""
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
+            self._ends("lost", "lost its worker 3 times while it ran")
+        elif not isinstance(error, Ignore | Reject | Retry | Terminated):
+            self._ends("failed", f"failed: {type(error).__name__}: {error}")
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """The attempt has run for too long."""
+        if not soft:
+            self._ends("failed", f"failed: it was ended after {timeout:g} s, its timeout and the grace")
+        super().on_timeout(soft, timeout)
+
+    def _ends(self, verdict: str, reason: str) -> None:
+        if holder := held.current():
+            holder.ends(self.tag, verdict, reason)

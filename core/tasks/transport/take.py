@@ -1,0 +1,198 @@
+"""How a worker takes calls out of its lists.
+
+A connection waits for a list to fill without taking anything from it: `BLMOVE` of a message onto its own place. Where
+a worker waits for one list, the script that takes is written behind it on the same connection, so that waking and
+taking are one round trip. Where there are several, each has a connection that waits, and the script goes when one
+of them answers.
+"""
+
+import time
+from contextlib import suppress
+from queue import Empty
+from typing import Any
+
+from redis.exceptions import NoScriptError, RedisError
+
+from core.tasks.transport import message
+from core.tasks.transport.held import Held, Holder
+from core.tasks.transport.scripts import script
+
+#: Calls that one script takes at most, however many may run at once.
+MOST = 500
+#: Seconds that a connection waits for its list. Lists of priorities that nobody has used yet are looked at as often.
+WAIT = 1.0
+#: Seconds between looks for calls whose time has come, while there is plenty to take.
+LOOK = 0.2
+
+
+class _Bell:
+    """A connection that waits for one list, where there is more than one."""
+
+    def __init__(self, connection: Any, key: str, hub: Any) -> None:
+        self._connection, self._key, self._hub = connection, key, hub
+        #: The socket that an answer will come by, and when it was asked for.
+        self._fd: int | None = None
+        self._since = 0.0
+
+    def wait(self, rung: Any, patience: float) -> None:
+        """Ask to be told when the list has a message; *rung* is called with this bell at the answer."""
+        now = time.monotonic()
+        if self._fd is not None and now - self._since > WAIT + patience:
+            self.close()  # the connection is dead, and nobody has said so
+        if self._fd is None:
+            self._connection.send_command("BLMOVE", self._key, self._key, "RIGHT", "RIGHT", WAIT)
+            self._fd, self._since = self._connection._sock.fileno(), now
+            self._hub.add_reader(self._fd, rung, self)
+
+    def answer(self) -> bool:
+        """Whether the list has a message, now that the server has answered."""
+        self._forget()
+        return self._connection.read_response() is not None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._forget()
+        self._connection.disconnect()
+
+    def _forget(self) -> None:
+        if self._fd is not None:
+            self._hub.remove_reader(self._fd)
+            self._fd = None
+
+
+class Taker:
+    """Takes calls for a holder by way of one channel, which counts how many may be taken."""
+
+    def __init__(self, channel: Any, holder: Holder, hub: Any) -> None:
+        self._channel, self.holder, self._hub = channel, holder, hub
+        self._script = script(holder.client, "take")
+        self._takes = 0
+        #: Whether the lists may hold more than was taken last, and whether one of those waited for has filled.
+        self._more, self._rang = True, False
+        #: When calls whose time has come were looked for, and when the next one's comes.
+        self._looked = self._next = 0.0
+        self._looks = False
+        #: Of the script that was sent: queue and list by number, and how many answers there will be.
+        self._asked: list[tuple[str, str]] = []
+        self._answers = 0
+        #: Lists that are waited for: each queue's own, and those of priorities that were used.
+        self._waited: dict[str, _Bell | None] = {}
+
+    def ask(self) -> bool:
+        """Send the script, if it is time; False while connections wait for their lists instead."""
+        channel, prefix, now = self._channel, self.holder.prefix, time.monotonic()
+        # The most urgent first; queues take turns.
+        queues = channel._queue_cycle.consume(len(channel.active_queues))
+        lists = [(queue, channel._q_for_pri(queue, step)) for step in channel.priority_steps for queue in queues]
+        if not lists:
+            return False
+        for name in queues:
+            self._waited.setdefault(name, None)
+        commands: list[tuple[Any, ...]] = []
+        if not self._more and len(self._waited) == 1:
+            key, wait = prefix + queues[0], min(WAIT, max(self._next - now, 0.01)) if self._next else WAIT
+            commands.append(("BLMOVE", key, key, "RIGHT", "RIGHT", f"{wait:.3f}"))
+        elif not (self._more or self._rang or now >= self._looked + WAIT or 0 < self._next <= now):
+            self._wait()
+            return False
+        self._looks = bool(commands) or now >= self._looked + LOOK
+        if self._looks:
+            self._looked = now
+        self._takes += 1
+        room = channel.qos.can_consume_max_estimate()
+        keys = [self.holder.key, f"{prefix}core-delayed", f"{prefix}core-delayed-calls"]
+        keys += [prefix + name for _, name in lists]
+        words = [MOST if room is None else min(room, MOST), len(queues), self.holder.connection,
+                 f"{self.holder.connection}.{self._takes}", int(self._looks), self.holder.marks, prefix]  # fmt: skip
+        commands.append(("EVALSHA", self._script.sha, len(keys), *keys, *words))
+        self._asked, self._answers = lists, len(commands)
+        connection = channel.client.connection
+        connection.send_packed_command(connection.pack_commands(commands))
+        return True
+
+    def _wait(self) -> None:
+        for name, bell in self._waited.items():
+            if bell is None:
+                connection = self._channel.client.connection_pool.get_connection()
+                bell = self._waited[name] = _Bell(connection, self.holder.prefix + name, self._hub)
+            bell.wait(self._ring, self._channel.health_check_interval)
+
+    def _ring(self, bell: _Bell) -> None:
+        self._rang = bell.answer() or self._rang
+
+    def receive(self) -> None:
+        """Read what the script has taken, and hand it to the worker.
+
+        Raises:
+            Empty: The server had lost the script, which it has again now.
+        """
+        found = self._read()
+        self._more, self._rang = found[0] == 1, False
+        if found[1]:
+            self._next = time.monotonic() + float(found[1])
+            if len(self._waited) > 1 and float(found[1]) < WAIT:
+                self._hub.call_later(float(found[1]), _nothing)  # so that the hub turns then, and asks
+        elif self._looks:
+            self._next = 0.0
+        queue = ""
+        for at in range(2, len(found), 4):
+            number, raw, record, cancelled = found[at : at + 4]
+            queue, name = self._asked[number - 1]
+            self._waited.setdefault(name, None)
+            self._deliver(queue, raw, f"{self.holder.worker}/{record.decode()}", bool(cancelled))
+        if queue:
+            self._channel._queue_cycle.rotate(queue)
+
+    def _read(self) -> list[Any]:
+        connection = self._channel.client.connection
+        found: Any = None
+        for _ in range(self._answers):  # where one is an error, the next one is there all the same
+            try:
+                found = connection.read_response()
+            except self._channel.connection_errors:
+                connection.disconnect()
+                raise
+            except RedisError as error:
+                found = error
+        if isinstance(found, NoScriptError):
+            connection.send_command("SCRIPT", "LOAD", self._script.script)
+            connection.read_response()
+            self._more = True
+            raise Empty
+        if isinstance(found, RedisError):
+            raise found
+        return list(found)
+
+    def _deliver(self, queue: str, raw: bytes, tag: str, cancelled: bool) -> None:
+        """Hand one message to the worker; what it cannot make a call of is set aside."""
+        from celery.worker import state
+
+        call = self.holder.calls[tag] = Held(tag, queue)
+        try:
+            payload = call.message = message.read(raw)
+            call.headers = payload["headers"]
+            payload["properties"]["delivery_tag"] = tag
+            if cancelled:
+                state.revoked.add(call.headers.get("id"))
+            if message.is_past(call.headers.get("eta")):
+                call.headers["eta"] = None  # Celery would wait for it once more
+            self._channel.connection._deliver(payload, queue)
+        except message.Unreadable as error:
+            call.headers = message.names(raw)
+            self.holder.settle(tag, "dead", str(error))
+        except KeyError as error:  # kombu counts it among the errors of a connection
+            self.holder.settle(tag, "dead", f"a worker could not make a call of it (no {error})")
+        except (RedisError, OSError):
+            raise
+        except Exception as error:
+            self.holder.settle(tag, "dead", f"a worker could not make a call of it ({type(error).__name__}: {error})")
+
+    def close(self) -> None:
+        """Hang up. What a script would still take goes nowhere: it finds another connection recorded."""
+        for bell in filter(None, self._waited.values()):
+            with suppress(RedisError, OSError):
+                bell.close()
+
+
+def _nothing() -> None:
+    pass
