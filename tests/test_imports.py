@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.celery_config",
         "core.tasks.dead",
     ),
+    ("core.tasks.cancellation",),
     ("core.tasks.celery_app",),
     ("core.tasks.listener",),
     ("core.tasks.publish", "core.tasks.result", "core.tasks.runner"),

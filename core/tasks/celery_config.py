@@ -28,11 +28,6 @@ def is_one_database(conf: Any) -> bool:
     return conf.worker_consumer == CONSUMER and places[0] == places[1]
 
 
-def cancel_key(task_id: str) -> str:
-    """The Redis key that says that a call was cancelled; workers forget, Redis does not."""
-    return f"core-cancelled-{task_id}"
-
-
 def generate(settings: Settings, broker: RedisURL | BrokerURL, results: RedisURL, project: str) -> dict[str, Any]:
     """Celery's configuration for these settings.
 
@@ -120,6 +115,7 @@ def generate(settings: Settings, broker: RedisURL | BrokerURL, results: RedisURL
             "task_retry_on_worker_lost": True,  # its pool process was killed: try again, max_retries times
             # Redis gives the messages of what runs out again, so it is ended.
             "worker_cancel_long_running_tasks_on_connection_loss": True,
+            "worker_enable_prefetch_count_reduction": False,  # it may stay reduced, and the worker takes nothing more
         }
     if settings.task_worker_concurrency is not None:
         config["worker_concurrency"] = settings.task_worker_concurrency

@@ -18,9 +18,9 @@ from core.errors import (
     TaskRevoked,
     TaskTimeout,
 )
-from core.tasks import bridge, celery_app
+from core.tasks import bridge, cancellation, celery_app
 from core.tasks.arguments import Arguments
-from core.tasks.celery_config import cancel_key
+from core.tasks.cancellation import cancel_key
 from core.tasks.listener import FINAL, listener
 from core.tasks.retry import mark_from_call
 
@@ -51,8 +51,10 @@ _STATUS = {
 }
 
 # In one step: remember that the call is cancelled, and give it its outcome unless a worker has it already.
-_CANCEL = """
-redis.call('SET', KEYS[2], '1', 'EX', ARGV[2])
+_CANCEL = (
+    cancellation.PRELUDE
+    + """
+mark(KEYS[2], tonumber(ARGV[2]), ARGV[4], ARGV[5])
 local stored = redis.call('GET', KEYS[1])
 if stored then
   local readable, meta = pcall(cjson.decode, stored)
@@ -65,6 +67,7 @@ if ARGV[3] == '1' then
 end
 return 'PENDING'
 """
+)
 
 
 class TaskResult(Generic[R_co]):
@@ -172,6 +175,7 @@ class TaskResult(Generic[R_co]):
         state = await results.command(
             "EVAL", _CANCEL, 2, results.key(self.id), cancel_key(self.id),
             json.dumps(_revoked(self.id)), expires, 0 if self._ignored else 1,
+            cancellation.delayed_key(celery_app.get_app().conf), self.id,
         )  # fmt: skip
         if state.decode() in FINAL:
             return False

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from core.errors import ArgumentsError, CoreError, TaskFailed, TaskTimeout
 from core.tasks import bridge, timeout
 from core.tasks.arguments import Arguments
-from core.tasks.celery_config import cancel_key, is_one_database
+from core.tasks.cancellation import cancel_key
+from core.tasks.celery_config import is_one_database
 from core.tasks.context import CurrentTask, enter
 from core.tasks.retry import RetryPolicy, is_from_call
 from core.tasks.timeout import Limit

@@ -18,7 +18,7 @@ from typing import Any
 from core import config, discovery, embedded
 from core.errors import BrokerUnreachable, ConfigurationError, TasksDisabled
 from core.tasks import bridge, celery_app, runner
-from core.tasks.celery_config import cancel_key
+from core.tasks.cancellation import cancel_key, mark_all
 from core.tasks.definition import SyncPeriodicTask, SyncTask
 
 logger = logging.getLogger("core.tasks")
@@ -246,9 +246,19 @@ def _keep_server() -> None:
 def _add_control_command() -> None:
     from celery.worker import state as worker_state
     from celery.worker.control import Panel, control_command, ok, revoke
+    from redis.exceptions import RedisError
 
     if "cancel_call" in Panel.data:
         return
+
+    @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]", name="revoke")  # type: ignore[untyped-decorator]
+    def revoke_for_good(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+        """Revoke calls by id, or a list of ids; a restart of the workers does not forget it."""
+        try:
+            mark_all(state.app, [task_id] if isinstance(task_id, str) else list(task_id or ()))
+        except (RedisError, OSError) as error:
+            logger.warning("a revocation is kept in this worker alone: %s", error)
+        return revoke(state, task_id, terminate, signal, **options)
 
     @control_command(args=[("task_id", str)], signature="TASK_ID")  # type: ignore[untyped-decorator]
     def cancel_call(state: Any, task_id: str, again: int = 3, **_: Any) -> Any:

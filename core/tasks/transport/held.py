@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 
 from core import config
 from core.tasks import celery_config
+from core.tasks.cancellation import cancel_key
 from core.tasks.transport.scripts import script
 
 logger = logging.getLogger("core.tasks")
@@ -82,12 +83,14 @@ class Holder:
         self.calls: dict[str, Held] = {}
         self.connection = 0
         self.qos: Any = None
+        #: Called in the writing thread when Redis was told: there is room for more calls.
+        self.wake: Callable[[], object] = lambda: None
         self.client: Any = None
         self._hold, self._keep = settings.task_unknown_hold, settings.task_store_arguments
         self._app, self._tell = app, tell
         self._together = celery_config.is_one_database(app.conf)
         #: What the key of a call's cancellation begins with; empty where it cannot be read together with the call.
-        self.marks = celery_config.cancel_key("") if self._together else ""
+        self.marks = cancel_key("") if self._together else ""
         self._pending: deque[_End] = deque()
         self._wake, self._stopped = threading.Event(), threading.Event()
         #: Held while Redis is told of ends, or asked what is whose: one of the two at a time.
@@ -141,7 +144,8 @@ class Holder:
         details: dict[str, Any] = {}
         if verdict not in ("done", "back"):
             name = call.headers.get("id") or f"unreadable-{tag}"
-            details = {"id": name, "task": call.headers.get("task"), "queue": call.queue, "reason": reason[:500],
+            details = {"id": _readable(name), "task": _readable(call.headers.get("task")), "queue": call.queue,
+                       "reason": _readable(reason)[:500],
                        "keep": self._keep, "record": tag, "hold": self._hold,
                        "pause": min(UNKNOWN_PAUSE, self._hold / 4)}  # fmt: skip
         result = call.result if verdict != "back" else None
@@ -202,6 +206,7 @@ class Holder:
                     pause = min(max(pause * 2, 0.05), LONGEST_PAUSE)
                     self._stopped.wait(pause)
                 else:
+                    self.wake()
                     self.tell(told)
 
     def _say(self) -> list[tuple[Held, str]]:
@@ -232,6 +237,11 @@ class Holder:
                 self._tell(call, reason)
             except Exception:
                 logger.exception("who waits for %s could not be told", call.headers.get("id"))
+
+
+def _readable(text: Any) -> Any:
+    """Text that Redis can read as JSON: half a character, as in the name of a file, it cannot."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else None
 
 
 class _Process:

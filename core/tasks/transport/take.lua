@@ -86,7 +86,11 @@ local function from(number, most)
       looked = looked + 1
       local time = due(message)
       if time then
-        local id = string.sub(held, -8) .. ':' .. take .. ':' .. looked
+        local at = string.find(message, '"id"', 1, true)
+        local id = at and string.match(message, '^"id":%s*"([^"]+)"', at) or ''
+        if id == '' or redis.call('HEXISTS', waiting, id) == 1 then
+          id = id .. ':' .. string.sub(held, -8) .. ':' .. take .. ':' .. looked
+        end
         redis.call('ZADD', delayed, string.format('%.6f', time), id)
         redis.call('HSET', waiting, id, list .. '\n' .. message)
         if until_next == '' or time - clock() < tonumber(until_next) then

@@ -65,6 +65,7 @@ class Taker:
 
     def __init__(self, channel: Any, holder: Holder, hub: Any) -> None:
         self._channel, self.holder, self._hub = channel, holder, hub
+        holder.wake = self._wake
         self._script = script(holder.client, "take")
         self._takes = 0
         #: Whether the lists may hold more than was taken last, and whether one of those waited for has filled.
@@ -109,6 +110,11 @@ class Taker:
         connection = channel.client.connection
         connection.send_packed_command(connection.pack_commands(commands))
         return True
+
+    def _wake(self) -> None:
+        """Let the hub turn, and ask: it may have stopped to for want of room. Any thread may say so."""
+        if not self._channel._in_poll:
+            self._hub.call_soon(_nothing)
 
     def _wait(self) -> None:
         for name, bell in self._waited.items():
