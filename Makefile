@@ -7,7 +7,7 @@ export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.venv/cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs check-install bench clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-transport test-stock clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: .venv/standard ## Walk through everything on a server, worker and schedule
 test: lint types ## Lint, types, and the whole test suite
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
+test-rabbitmq: .venv/dev ## Run the tests with RabbitMQ as the broker, where rabbitmq-server is installed
+	@TEST_RABBITMQ=1 $(BIN)/python -m pytest tests/brokers
+
 lint: .venv/dev ## Lint and check the format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -49,6 +52,12 @@ check-install: ## Install without dev tools into an empty environment, and run t
 	venv/bin/python -c 'import core, importlib.util as u; assert "site-packages" in core.__file__, core.__file__; \
 	assert not u.find_spec("pytest"), "this environment has dev tools"'; \
 	venv/bin/python "$(CURDIR)/tests/demo.py"
+
+test-stock: .venv/dev ## The page and the acceptance tests over Celery's own Redis transport
+	@TEST_TRANSPORT=stock $(BIN)/python -m pytest tests/test_page.py tests/acceptance --numprocesses 3 --dist loadfile
+
+bench-transport: .venv/dev ## Drain queues with our transport and with Celery's own, also at 1 ms of network
+	@$(BIN)/python tests/bench/transport.py
 
 bench: .venv/dev ## Measure start-up, imports, calls and latency, as ratios to Celery's own
 	@$(BIN)/python tests/bench/figures.py

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 EXAMPLE = Path(__file__).parent / "example"
 CORE = str(Path(sys.executable).parent / "core")
 CELERY = str(Path(sys.executable).parent / "celery")
@@ -56,7 +58,9 @@ def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without what could configure a project by accident."""
     names = ("REDIS_URL", "ENVIRONMENT", "CELERY", "XDG_RUNTIME_DIR", "PYTHONPATH")
     kept = {k: v for k, v in os.environ.items() if k not in names and not k.startswith(("TASK_", "CORE_"))}
-    return {**kept, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **extra}
+    # `make test-stock` runs the same tests over Celery's own transport.
+    transport = {"TASK_BROKER_TRANSPORT": os.environ["TEST_TRANSPORT"]} if "TEST_TRANSPORT" in os.environ else {}
+    return {**kept, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **transport, **extra}
 
 
 class Process:
@@ -194,6 +198,10 @@ def valkey_binary() -> str:
     from core import embedded
 
     return embedded.server_binary()
+
+
+#: For what only our own transport promises.
+core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
 
 
 def held(client: Any) -> list[bytes]:

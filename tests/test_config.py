@@ -111,7 +111,9 @@ def test_zero_is_taken_where_it_means_something(field: str) -> None:
         ("task_timezone", ""),
         ("task_timezone", "../../etc/passwd"),
         ("redis_url", "http://cache"),
-        ("task_broker_url", "amqp://cache"),
+        ("redis_url", "amqp://broker"),
+        ("task_broker_url", "kafka://broker"),
+        ("task_result_backend_url", "amqp://broker"),
         ("task_result_backend_url", "cache:6379"),
         ("celery", "x"),
         ("celery", {"accept_content": ["json", "pickle"]}),
@@ -371,6 +373,17 @@ def test_two_urls_may_differ_and_one_serves_for_both() -> None:
     assert (str(one.broker_url), str(one.result_url)) == ("one:6379/1", "one:6379/1")
     assert (str(two.broker_url), str(two.result_url)) == ("one:6379/1", "two:6379/2")
     assert (none.broker_url, none.result_url) == (None, None)
+
+
+def test_the_broker_may_be_no_redis_and_results_are_in_one_all_the_same() -> None:
+    broker = SecretStr(f"amqp://user:{SECRET}@broker/shop")
+    both, alone = (
+        Settings(redis_url=SecretStr("redis://one/1"), task_broker_url=broker),
+        Settings(task_broker_url=broker),
+    )
+
+    assert (str(both.broker_url), str(both.result_url)) == ("amqp://broker:5672/shop", "one:6379/1")
+    assert (str(alone.broker_url), alone.result_url) == ("amqp://broker:5672/shop", None)
 
 
 def test_unchecked_certificates_need_the_setting_not_the_url() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from support import Project, held, project, redis_server, wait_until
+from support import Project, core_transport, held, project, redis_server, wait_until
 
 TASKS = """
 import time
@@ -71,18 +71,19 @@ def test_one_takes_over_from_the_other_while_calls_come(
     old, new = change
     first = made.worker("--pool", pool, "--concurrency", "2", TASK_BROKER_TRANSPORT=old)
     file = tmp_path / "marks"
-    caller = made.start(sys.executable, "-c", CALLS.format(file=str(file), first=0, last=300))
+    caller = made.start(sys.executable, "-c", CALLS.format(file=str(file), first=0, last=1000))
     wait_until(lambda: file.exists() and len(file.read_text().split()) > 50, 30, "the first one works")
 
     second = made.worker("--pool", pool, "--concurrency", "2", TASK_BROKER_TRANSPORT=new)
     assert first.stop() == 0
 
     assert caller.wait(60) == 0, caller.text()
-    assert sorted(map(int, file.read_text().split())) == list(range(300))
+    assert sorted(map(int, file.read_text().split())) == list(range(1000))
     assert "success in" in second.text()
     wait_until(lambda: not client.hlen("unacked") and not held(client), 10, "everything is acknowledged")
 
 
+@core_transport
 def test_what_a_stock_worker_left_is_judged_by_its_own_timeout(world: tuple[Project, Any], tmp_path: Path) -> None:
     """Ours are judged by their lease, which is shorter."""
     made, client = world

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Project, eventually, held, wait_until
+from support import Process, Project, core_transport, eventually, held, wait_until
 
 from core.tasks import TaskResult, TaskRevoked
 
@@ -241,6 +241,7 @@ print(add.options(countdown=1).delay_sync(1).get_sync(timeout=20))
     assert worker.stop() == 0
 
 
+@core_transport
 @pytest.mark.usefixtures("worker")
 async def test_nothing_is_left_in_the_broker_of_a_cancelled_running_call(example: Project, tmp_path: Path) -> None:
     """Else it would run again once its worker is gone: the record of what a worker holds is looked at."""

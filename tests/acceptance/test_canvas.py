@@ -10,7 +10,7 @@ import celery
 import pytest
 from celery import chain
 from redis import Redis
-from support import Process, Project, wait_until
+from support import Process, Project, core_transport, wait_until
 
 from core.tasks import ArgumentsError, TaskResult
 
@@ -214,6 +214,7 @@ def celery_config() -> dict[str, Any]:
     return {"broker_url": "memory://", "result_backend": "cache+memory://"}
 
 
+@core_transport
 async def test_celerys_in_process_fixtures_work_beside_us(
     celery_app: celery.Celery, celery_worker: Any, example: Project
 ) -> None:

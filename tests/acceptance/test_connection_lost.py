@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from support import Project, held, wait_until
+from support import Project, core_transport, held, wait_until
 
 from core import embedded
 
@@ -32,6 +32,7 @@ CONNECTION = 'redis.Redis(unix_socket_path=str(server.socket)).client_kill_filte
 SERVER = "os.kill(server.pid, signal.SIGKILL)"
 
 
+@core_transport
 @pytest.mark.parametrize("lose", [CONNECTION, SERVER], ids=["connections closed", "server killed"])
 def test_a_running_call_outlives_its_connection_and_runs_once(fresh: Project, pool: str, lose: str) -> None:
     worker = fresh.worker("--pool", pool, "--concurrency", "2")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from support import Process, Project, held, project, redis_server, wait_until
+from support import Process, Project, core_transport, held, project, redis_server, wait_until
 
 TASKS = """
 import ctypes, os, signal, time
@@ -57,6 +57,7 @@ def hangs(request=None, **_):
         time.sleep({seconds})
 """
 LEASE = 2
+pytestmark = core_transport
 
 
 @pytest.fixture

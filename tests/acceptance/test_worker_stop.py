@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import Process, Project, held, wait_until
+from support import Process, Project, core_transport, held, wait_until
 
 # What runs for long when it is begun for the first time, and not at all when it is run again.
 TASKS = """
@@ -159,6 +159,7 @@ def test_after_the_grace_time_unfinished_calls_go_back_and_the_next_worker_runs_
     assert [marks(file) for file in files] == [2, 2]
 
 
+@core_transport
 def test_a_call_that_waits_for_its_time_survives_the_worker_that_holds_it(
     stopping: Project, pool: str, tmp_path: Path
 ) -> None:

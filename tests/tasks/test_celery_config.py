@@ -3,6 +3,7 @@
 import json
 import ssl
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +12,15 @@ from pydantic import SecretStr
 
 from core import discovery
 from core.config import Settings, configure
-from core.redis_url import RedisURL
+from core.redis_url import BrokerURL, RedisURL, parse_broker
 from core.tasks import celery_app
-from core.tasks.celery_config import generate
+from core.tasks.celery_config import generate, is_one_database
 
 SECRET = "Kq7xSecret"
 PLAIN = RedisURL.parse("redis://cache:6380/2")
 
 
-def made(broker: RedisURL = PLAIN, results: RedisURL = PLAIN, **settings: Any) -> dict[str, Any]:
+def made(broker: RedisURL | BrokerURL = PLAIN, results: RedisURL = PLAIN, **settings: Any) -> dict[str, Any]:
     return generate(Settings(**settings), broker, results, "shop")
 
 
@@ -74,6 +75,54 @@ def test_broker_and_results_may_be_in_two_places() -> None:
     assert config["redbeat_redis_url"] == "redis://one:6379/1"
     assert config["broker_use_ssl"] is False
     assert config["redis_backend_use_ssl"]
+
+
+def test_sentinel_is_said_to_each_reader_in_its_own_way() -> None:
+    url = RedisURL.parse(f"sentinel://:{SECRET}@one,two:26380/1?master_name=m")
+    config = made(url, url)
+    redbeat = config["redbeat_redis_options"]
+
+    assert config["broker_url"] == f"sentinel://:{SECRET}@one:26379/1;sentinel://:{SECRET}@two:26380/1"
+    assert config["result_backend"] == f"sentinel://:{SECRET}@one:26379/1;sentinel://two:26380/1"
+    for options in ("broker_transport_options", "result_backend_transport_options"):
+        assert config[options]["master_name"] == "m"
+        assert config[options]["sentinel_kwargs"]["socket_timeout"] == 5
+    assert config["redbeat_redis_url"] == "redis-sentinel://one:26379/1"
+    assert (redbeat["sentinels"], redbeat["service_name"]) == ([("one", 26379), ("two", 26380)], "m")
+    assert (redbeat["db"], redbeat["password"]) == (1, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("broker", "results", "one"),
+    [
+        ("redis://one/1", "redis://one/1", True),
+        ("redis://one/1", "redis://one/2", False),
+        (f"sentinel://:{SECRET}@a,b/1?master_name=m", f"sentinel://:{SECRET}@a,b/1?master_name=m", True),
+        (f"sentinel://:{SECRET}@a,b/1?master_name=m", f"sentinel://:{SECRET}@a,b/1?master_name=n", False),
+        ("amqp://one/1", "redis://one/1", False),
+    ],
+)
+def test_calls_and_results_are_known_to_be_in_one_database(broker: str, results: str, one: bool) -> None:
+    conf = SimpleNamespace(**{"worker_consumer": None, **made(parse_broker(broker), RedisURL.parse(results))})
+
+    assert is_one_database(conf) is one
+
+
+def test_another_broker_has_options_of_its_own_and_the_schedule_is_where_results_are() -> None:
+    config = made(parse_broker(f"amqps://user:{SECRET}@broker/shop"), RedisURL.parse(f"rediss://:{SECRET}@two/2"))
+
+    assert config["broker_url"] == f"amqps://user:{SECRET}@broker/shop"
+    assert config["broker_transport_options"] == {"confirm_publish": True}
+    assert config["broker_use_ssl"]["cert_reqs"] == ssl.CERT_REQUIRED
+    assert config["result_backend"] == f"rediss://:{SECRET}@two:6379/2"
+    assert config["redbeat_redis_url"] == "rediss://two:6379/2"
+    assert config["redbeat_redis_options"]["password"] == SECRET
+    assert config["redbeat_redis_use_ssl"]["ssl_cert_reqs"] == ssl.CERT_REQUIRED
+
+
+def test_our_own_way_of_taking_calls_is_for_redis_alone() -> None:
+    assert "worker_consumer" not in made(parse_broker("amqp://broker"))
+    assert "worker_consumer" in made()
 
 
 def test_the_schedules_url_which_celerys_reports_print_has_no_password() -> None:

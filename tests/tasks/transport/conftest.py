@@ -66,8 +66,8 @@ class Worker:
         marks = f"{self.prefix}core-cancelled-" if cancellations else ""
         found = self.run("take", keys, [room, queues or len(lists), connection, f"{connection}.{self._takes}",
                                         int(look), marks, self.prefix])  # fmt: skip
-        calls = [Call(lists[number - 1], message, record.decode(), bool(cancelled))
-                 for number, message, record, cancelled in zip(*(found[at::4] for at in range(2, 6)), strict=True)]  # fmt: skip
+        rows = [found[at : at + 4] for at in range(2, len(found), 4)]
+        calls = [Call(lists[number - 1], raw, record.decode(), bool(mark)) for number, raw, record, mark in rows]
         return Taken(found[0] == 1, float(found[1]) if found[1] else None, calls)
 
     def end(self, call: Call, verdict: str, result: tuple[str, int, str] = ("", 0, ""), **details: Any) -> list[Any]:
@@ -84,10 +84,10 @@ class Worker:
         words = [word for end in ends for word in end]
         return [word.decode() for word in self.run("finish", [self.key], [self.prefix, *words])]
 
-    def store(self, result: tuple[str, int, str], record: str = "", *, apart: bool = False) -> bool:
-        """Store one result as a pool process does; *apart* is where results have another database."""
+    def store(self, result: tuple[str, int, str], record: str = "") -> bool:
+        """Store one result as a pool process does."""
         key, ttl, text = result
-        return bool(self.run("result", [key, "" if apart else self.key], [ttl, text, record]))
+        return bool(self.run("result", [key, self.key], [ttl, text, record]))
 
     def lease(self, seconds: float = 60, waiting: tuple[str, ...] = ()) -> list[tuple[str, int, list[bytes]]]:
         """Renew the lease: who was lost, with how many calls that went back, and those that were set aside."""

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +179,19 @@ def test_news_that_leave_alone_replace_no_final_state(one: Any, after: Any, key:
         assert after(old, new, lambda said, ttl: one.finish(["", "done", key, ttl, said, ""])) == "stays", new
 
 
-def test_results_may_be_in_a_database_without_the_calls(one: Any, after: Any, key: str) -> None:
+def test_results_may_be_in_a_database_without_the_calls(
+    app: Celery, server: str, after: Any, key: str, prefix: str
+) -> None:
     """There nobody can say who holds what, and whoever has a result counts as the holder."""
+    user = server.replace("//", "//prefixed:any@") if prefix else server
+    apart = backend.Backend(app=app, url=user)
 
-    def write(said: str, ttl: int) -> bool:
-        return bool(one.store((key, ttl, said), "1.1:1", apart=True))
+    def write(said: str, ttl: int) -> None:
+        apart.put(key, ttl, said, "host-1-00000001/1.1:1")
 
-    assert after("FAILURE", "SUCCESS", write) == "is replaced"
-    assert after("SUCCESS", "FAILURE", write) == "stays"
+    with closing(apart.client):
+        assert after("FAILURE", "SUCCESS", write) == "is replaced"
+        assert after("SUCCESS", "FAILURE", write) == "stays"
 
 
 def test_a_value_that_was_never_celerys_is_replaced(held: Write, redis: "Redis[bytes]", key: str, text: Texts) -> None:

@@ -67,6 +67,26 @@ def test_calls_that_wait_take_no_room(one: Any, send: Any) -> None:
     assert one.take(1).ids == ["now"]
 
 
+def test_a_call_waits_under_its_own_id(one: Any, send: Any, redis: Any, prefix: str) -> None:
+    """Whoever cancels it finds out how long it may still wait."""
+    before = redis.time()[0]
+    send("a", countdown=60)
+    one.take()
+
+    assert redis.zscore(f"{prefix}core-delayed", "a") == pytest.approx(before + 60, abs=5)
+
+
+def test_two_calls_of_one_id_both_wait(one: Any, send: Any, waiting: Any, redis: Any, prefix: str) -> None:
+    sent = [send("a", countdown=seconds) for seconds in (60, 30, 90)]
+    one.take()
+
+    assert redis.hlen(f"{prefix}core-delayed-calls") == redis.zcard(f"{prefix}core-delayed") == 3
+    hurry(redis, prefix, 100)
+    one.take(0)
+
+    assert redis.lrange(f"{prefix}default", 0, -1)[::-1] == [sent[1], sent[0], sent[2]]
+
+
 def test_two_workers_park_under_different_names(one: Any, other: Any, send: Any, redis: Any, prefix: str) -> None:
     for worker, task_id in ((one, "a"), (other, "b"), (one, "c")):
         send(task_id, countdown=60)
