@@ -7,7 +7,7 @@ export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.venv/cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-transport test-stock clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-transport test-stock test-faults test-chaos clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ check-install: ## Install without dev tools into an empty environment, and run t
 
 test-stock: .venv/dev ## The page and the acceptance tests over Celery's own Redis transport
 	@TEST_TRANSPORT=stock $(BIN)/python -m pytest tests/test_page.py tests/acceptance --numprocesses 3 --dist loadfile
+
+test-faults: .venv/dev ## Play every fault with ours and with plain Celery, and write docs/guarantees.md (20 minutes)
+	@$(BIN)/python tests/faults/run.py
+
+test-chaos: .venv/dev ## Everything at once, at random, for MINUTES=5, as SEED=… chooses
+	@$(BIN)/python tests/faults/chaos.py --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 bench-transport: .venv/dev ## Drain queues with our transport and with Celery's own, also at 1 ms of network
 	@$(BIN)/python tests/bench/transport.py

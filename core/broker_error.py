@@ -68,7 +68,8 @@ def _of_another(chain: list[BaseException], url: BrokerURL) -> CoreError:
                 f"TLS with the broker at {url} failed ({reason(link)}). Name the authority's certificates in the "
                 'setting `celery`, as in {"broker_use_ssl": {"ca_certs": "/path/to/ca.pem"}}.'
             )
-    told = [link for link in chain if isinstance(link, OSError)] or chain
+    # The driver's own words are outermost, unless a socket has said it more plainly.
+    told = [link for link in chain if isinstance(link, OSError)] or chain[:1]
     unreachable = BrokerUnreachable(str(url), "")
     unreachable.args = (
         f"The broker at {url} does not answer: {reason(told[-1])}. "
@@ -98,8 +99,9 @@ def refuse_what_is_no_server(client: Any, url: RedisURL) -> None:
     if mode in (b"cluster", "cluster"):
         raise _cluster(url)
     if mode in (b"sentinel", "sentinel"):
+        place = f"{url.host}:{url.port}" if url.host else "host:26379"
         raise ConfigurationError(
-            f"A sentinel answers at {url}, and no server. Write sentinel://{url.host}:{url.port}/0?master_name=mymaster."
+            f"A sentinel answers at {url}, and no server. Write sentinel://{place}/0?master_name=mymaster."
         )
 
 

@@ -9,17 +9,17 @@ import ssl
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from core.errors import ConfigurationError
 
 SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel")
-#: Brokers that are no Redis: the module that each needs, what installs it, and the port it has by default.
-OTHER_SCHEMES: dict[str, tuple[str, str, int | None]] = {
-    "amqp": ("amqp", "amqp", 5672),
-    "amqps": ("amqp", "amqp", 5671),
-    "pyamqp": ("amqp", "amqp", 5672),
-    "sqs": ("boto3", "celery[sqs]", None),
+#: Brokers that are no Redis: the modules that each needs, what installs them, and the port it has by default.
+OTHER_SCHEMES: dict[str, tuple[tuple[str, ...], str, int | None]] = {
+    "amqp": (("amqp",), "amqp", 5672),
+    "amqps": (("amqp",), "amqp", 5671),
+    "pyamqp": (("amqp",), "amqp", 5672),
+    "sqs": (("boto3", "pycurl"), "celery[sqs]", None),
 }
 #: What stands where a password is, for people.
 MASK = "********"
@@ -195,7 +195,7 @@ class RedisURL:
         return Redis.from_url(self.for_client(), **options)
 
     def async_client(self) -> Any:
-        """`client` for the running event loop. It notices within 25 s that its server went away unheard."""
+        """`client` for the running event loop. A connection that was silent for 25 s is tried before it is used."""
         options: dict[str, Any] = {**self.timeouts(), **(self.tls_options() or {}), "health_check_interval": 25}
         if not self.socket:
             options["socket_keepalive"] = True
@@ -245,23 +245,23 @@ class BrokerURL:
         scheme = _scheme(text, tuple(OTHER_SCHEMES))
         for one in text.split(";"):
             if not one.startswith(f"{scheme}://"):
-                raise ConfigurationError(f"A {scheme}:// URL has after ';' what is no further {scheme}:// URL.")
+                raise ConfigurationError(f"The {scheme}:// URL has after ';' what is no further {scheme}:// URL.")
             try:
                 parts = urlsplit(one)
                 _ = parts.port, parts.hostname
             except ValueError:
-                raise ConfigurationError(f"A {scheme}:// URL has a port or host that cannot be read.") from None
+                raise ConfigurationError(f"The {scheme}:// URL has a port or host that cannot be read.") from None
             _refuse_misplaced(parts)
             if any(name.startswith("ssl") for name, _ in parse_qsl(parts.query)):
                 raise ConfigurationError(
-                    f"A {scheme}:// URL cannot say how TLS is done; put it into the setting `celery`, as in "
+                    f"The {scheme}:// URL cannot say how TLS is done; put it into the setting `celery`, as in "
                     '{"broker_use_ssl": {"ca_certs": "/path/to/ca.pem"}}.'
                 )
-            module, package, _ = OTHER_SCHEMES[scheme]
-            if find_spec(module) is None:
-                raise ConfigurationError(
-                    f"A {scheme}:// broker needs the package {module}, which is not installed: pip install '{package}'."
-                )
+        modules, package, _ = OTHER_SCHEMES[scheme]
+        if missing := [module for module in modules if find_spec(module) is None]:
+            raise ConfigurationError(
+                f"A broker at {scheme}:// needs {' and '.join(missing)}, not installed here: pip install '{package}'."
+            )
         return cls(text, verify)
 
     @property
@@ -288,7 +288,8 @@ class BrokerURL:
     def _masked(parts: SplitResult) -> str:
         user, _, place = parts.netloc.rpartition("@")
         name, _, secret = user.partition(":")
-        return parts._replace(netloc=f"{name}:{MASK}@{place}").geturl() if secret else parts.geturl()
+        netloc = f"{name}:{MASK}@{place}" if secret else parts.netloc
+        return urlunsplit((parts.scheme, netloc, parts.path, parts.query, parts.fragment))
 
     def for_celery(self) -> str:
         """As Celery's broker reads it."""
@@ -345,7 +346,7 @@ def _refuse_misplaced(parts: SplitResult, local: bool = False) -> None:
     """Refuse a URL in which a part of the password has become path, query or fragment."""
     if parts.fragment or "@" in parts.query or (not local and "@" in parts.path):
         raise ConfigurationError(
-            f"A {parts.scheme}:// URL has '/', '?' or '#' in its user or password; write %2F, %3F or %23 there."
+            f"The {parts.scheme}:// URL has '/', '?' or '#' in its user or password; write %2F, %3F or %23 there."
         )
 
 

@@ -16,9 +16,10 @@ end
 _MARK = PRELUDE + "for at = 3, #ARGV do mark(KEYS[1] .. ARGV[at], tonumber(ARGV[1]), ARGV[2], ARGV[at]) end"
 
 
-def cancel_key(task_id: str) -> str:
+def cancel_key(conf: Any, task_id: str) -> str:
     """The key of the mark, in the results' database."""
-    return f"core-cancelled-{task_id}"
+    prefix = (conf.result_backend_transport_options or {}).get("global_keyprefix", "")
+    return f"{prefix}core-cancelled-{task_id}"
 
 
 def delayed_key(conf: Any) -> str:
@@ -34,4 +35,4 @@ def mark_all(app: Any, task_ids: list[str]) -> None:
         RedisError: Redis was not told.
     """
     words = [int(app.conf.result_expires), delayed_key(app.conf), *task_ids]
-    app.backend.client.eval(_MARK, 1, cancel_key(""), *words)
+    app.backend.client.eval(_MARK, 1, cancel_key(app.conf, ""), *words)

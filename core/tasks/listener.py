@@ -26,6 +26,8 @@ BATCH = 500
 #: Seconds after which a subscription that nobody waits on is given up.
 IDLE = 30.0
 LONGEST_PAUSE = 2.0
+#: Seconds of silence after which the server of a subscription is asked whether it is there, and that it has to answer.
+SILENCE, ANSWER = 10.0, 5.0
 
 
 class Listener:
@@ -188,16 +190,28 @@ class Listener:
 
     async def _read(self, pubsub: Any) -> None:
         """Read what arrives. A subscription's confirmation comes first, and only then is its key looked at, so a
-        result stored at any moment is seen by one of the two.
+        result stored at any moment is seen by one of the two. A server that is gone without a word, or was replaced
+        by another one, is found by its silence.
         """
+        from redis.exceptions import TimeoutError as NoAnswer
+
         confirmed: list[str] = []
+        now, due = asyncio.get_running_loop().time, 0.0  # when an answer is due, if one was asked for
         while True:
             _end_if_cancelled()
-            message = await pubsub.get_message(timeout=0 if confirmed else 20)
+            message = await pubsub.get_message(timeout=0 if confirmed else ANSWER if due else SILENCE)
             if message is None:
-                await self._look(confirmed)
-                confirmed = []
-            elif message["type"] == "subscribe":
+                if confirmed:
+                    await self._look(confirmed)
+                    confirmed = []
+                elif not due:
+                    await pubsub.ping("core")
+                    due = now() + ANSWER
+                elif now() >= due:
+                    raise NoAnswer(f"no answer within {ANSWER:g} s")
+                continue
+            due = 0.0
+            if message["type"] == "subscribe":
                 confirmed.append(message["channel"].decode())
                 if len(confirmed) >= BATCH:
                     await self._look(confirmed)

@@ -20,7 +20,6 @@ from core.errors import (
 )
 from core.tasks import bridge, cancellation, celery_app
 from core.tasks.arguments import Arguments
-from core.tasks.cancellation import cancel_key
 from core.tasks.listener import FINAL, listener
 from core.tasks.retry import mark_from_call
 
@@ -171,11 +170,11 @@ class TaskResult(Generic[R_co]):
             BrokerUnreachable: Redis does not answer; whether the call is cancelled is open.
         """
         results = await listener()
-        expires = config.get_settings().task_result_expires
+        conf, expires = celery_app.get_app().conf, config.get_settings().task_result_expires
         state = await results.command(
-            "EVAL", _CANCEL, 2, results.key(self.id), cancel_key(self.id),
+            "EVAL", _CANCEL, 2, results.key(self.id), cancellation.cancel_key(conf, self.id),
             json.dumps(_revoked(self.id)), expires, 0 if self._ignored else 1,
-            cancellation.delayed_key(celery_app.get_app().conf), self.id,
+            cancellation.delayed_key(conf), self.id,
         )  # fmt: skip
         if state.decode() in FINAL:
             return False

@@ -293,7 +293,7 @@ def _cancelled_before(task: Any, task_id: str) -> bool:
         return False  # that was read when the call was taken
     client = getattr(task.backend, "client", None)
     try:
-        return client is not None and bool(client.exists(cancel_key(task_id)))
+        return client is not None and bool(client.exists(cancel_key(task.app.conf, task_id)))
     except Exception as error:
         logger.warning("whether %s was cancelled could not be read (%s); it runs", task_id, type(error).__name__)
         return False
@@ -362,6 +362,7 @@ def _portable(error: Exception) -> Exception:
     try:
         same = pickle.loads(pickle.dumps(error))
         fits = type(same) is type(error) and type(type(error)(*error.args)) is type(error)
+        fits = fits and not isinstance(error, MemoryError)  # Celery would take it for its own, and end the worker
     except Exception:
         fits = False
     if fits:

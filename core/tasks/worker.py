@@ -225,7 +225,7 @@ async def _look_for_cancellations() -> None:
 
     results = await listener()
     for task_id in runner.running():
-        if await results.command("EXISTS", cancel_key(task_id)):
+        if await results.command("EXISTS", cancel_key(celery_app.get_app().conf, task_id)):
             runner.cancel(task_id)
 
 

@@ -180,6 +180,17 @@ async def test_an_error_whose_arguments_json_has_not_arrives_with_its_message() 
 
 
 @pytest.mark.usefixtures("example")
+async def test_a_body_that_finds_no_memory_fails_alone(worker: Process) -> None:
+    """Celery takes a MemoryError for its own, and ends the worker."""
+    from src.apps.probe.tasks import add, runs_out_of_memory
+
+    with pytest.raises(TaskFailed, match="MemoryError: no room"):
+        await (await runs_out_of_memory.delay()).get(timeout=20)
+
+    assert await (await add.delay(1, 1)).get(timeout=20) == 2
+    assert worker.popen.poll() is None
+
+
 async def test_an_inline_call_raises_what_its_body_raises() -> None:
     from src.apps.probe.tasks import OwnError, permanent
 

@@ -160,6 +160,41 @@ def test_calls_go_on_after_a_failover_and_no_result_is_missed(guarded: tuple[Pro
     assert worker.stop() == 0
 
 
+#: Waits for the result of a call that nobody made, and asks a silent server after a second instead of ten.
+WAITS = """
+import asyncio
+from core.tasks import TaskResult, listener
+
+listener.SILENCE = listener.ANSWER = 1.0
+
+async def main():
+    waiting = asyncio.create_task(TaskResult.from_id("somewhere-else").get(timeout=60))
+    await asyncio.sleep(0)
+    print("waits", flush=True)
+    print(await waiting)
+
+asyncio.run(main())
+"""
+
+
+def test_who_waits_on_a_server_that_is_gone_without_a_word_finds_the_new_one() -> None:
+    """A host that loses its power closes no connection: the subscription is just silent."""
+    with watched() as servers, project() as made:
+        waiter = made.start(sys.executable, "-c", WAITS, REDIS_URL=servers.url)
+        waiter.wait_for("waits")
+        old = servers.master_port()
+        with Redis(port=old, password=PASSWORD) as client:
+            wait_until(lambda: client.pubsub_numsub("celery-task-meta-somewhere-else")[0][1], 20, "it has subscribed")
+        servers.master.send_signal(signal.SIGSTOP)
+        wait_until(lambda: servers.master_port() != old, 30, "there is another master")
+        with Redis(port=servers.master_port(), db=2, password=PASSWORD) as client:
+            client.set("celery-task-meta-somewhere-else", '{"status": "SUCCESS", "result": "found"}')
+
+        waiter.wait_for("found", timeout=30)
+
+        assert waiter.wait() == 0
+
+
 def test_no_command_and_no_log_shows_a_password(guarded: tuple[Project, Watched]) -> None:
     made, servers = guarded
     worker = made.worker("--pool", "threads", "--loglevel", "debug")

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from core.tasks import celery_config, runner
 from core.tasks.transport import held
-from core.tasks.transport.scripts import script
+from core.tasks.transport.scripts import passes, script
 
 #: Seconds that a body runs before its call is stored as started: a shorter one goes straight to its result.
 STARTED_AFTER = 0.02
@@ -44,10 +44,10 @@ class Backend(RedisBackend):  # type: ignore[misc]
             tag: The delivery that it is the result of; empty counts as one that is still held.
         """
         worker, _, record = tag.rpartition("/")
-        holds = ""
+        keys = [key]
         if worker and celery_config.is_one_database(self.app.conf):
-            holds = f"{self.app.conf.broker_transport_options.get('global_keyprefix', '')}core-held-{worker}"
-        script(self.client, "result")(keys=[key, holds], args=[ttl, text, record])
+            keys.append(f"{self.app.conf.broker_transport_options.get('global_keyprefix', '')}core-held-{worker}")
+        script(self.client, "result")(keys=keys, args=[ttl, text, record])
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
@@ -78,8 +78,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
         while True:
             try:
                 return self.put(*stored, tag)
-            except (RedisError, OSError):
-                if runner.putting_back():
+            except (RedisError, OSError) as error:
+                if not passes(error) or runner.putting_back():
                     raise
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)

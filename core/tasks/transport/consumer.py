@@ -125,7 +125,7 @@ class Consumer(Stock):  # type: ignore[misc]
     def _tell_of(self, raw: bytes) -> None:
         headers = names(raw)
         call = Held("", "", headers, json.loads(raw))
-        self.holder.tell([(call, "lost its worker 3 times while it ran")])  # type: ignore[union-attr]
+        self.holder.set_aside(call, "lost its worker 3 times while it ran")  # type: ignore[union-attr]
 
     def _tell(self, call: Held, reason: str) -> None:
         """A call that is set aside has failed, for whoever waits for it and for what was to follow."""

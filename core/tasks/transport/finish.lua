@@ -6,22 +6,17 @@
 --       what is stored, details as JSON ('' is none)
 -- Verdicts: done (acknowledged), back (into its list, at the front), lost (back, and counted: its worker was lost),
 --           dead (set aside), failed (acknowledged, and listed), later (parked: nobody here knows its task)
--- Returns a word for each call: the verdict that it got; `first` for the first `later`; `gone` when this worker does
--- not hold it any more.
+-- Returns a word for each call: the verdict that it got; `first` for the first `later`; `gone` when this worker did
+-- not hold it any more, which does not matter to `done`.
 local held, prefix = KEYS[1], ARGV[1]
 local answer, done = {}, {}
 
 local function aside(kind, call, details, reason)
-  local list, message = string.match(call, '^([^\n]*)\n(.*)$')
+  local list, message = split(call)
   set_aside(prefix, kind, {
     id = details.id, task = details.task, queue = details.queue, reason = reason or details.reason,
     list = list, message = (kind == 'core-dead' or details.keep) and message or nil,
   })
-end
-
-local function back(call)
-  local list, message = string.match(call, '^([^\n]*)\n(.*)$')
-  redis.call('RPUSH', prefix .. list, message)
 end
 
 -- How long its task has been unknown, in seconds; the first who asks starts the clock.
@@ -44,11 +39,12 @@ for at = 2, #ARGV, 6 do
   if verdict == 'done' then
     if record ~= '' then done[#done + 1] = record end
   else
+    even_if_full(held)
     local call = redis.call('HGET', held, record)
     if not call then
       answer[number] = 'gone'
     elseif verdict == 'back' then
-      back(call)
+      if not back(prefix, call) then record = '' end
     elseif verdict == 'failed' then
       aside('core-failed', call, details)
     elseif verdict == 'dead' then
@@ -58,7 +54,7 @@ for at = 2, #ARGV, 6 do
         aside('core-dead', call, details, LOST)
         answer[number] = 'dead'
       else
-        back(call)
+        if not back(prefix, call) then record = '' end
       end
     elseif verdict == 'later' then
       local seconds, now = unknown_for(details.id, details.hold)
@@ -71,7 +67,7 @@ for at = 2, #ARGV, 6 do
         answer[number] = seconds and 'later' or 'first'
       end
     end
-    redis.call('HDEL', held, record)
+    if record ~= '' then redis.call('HDEL', held, record) end  -- else its list has no room for it, and it stays held
   end
 end
 if #done > 0 then redis.call('HDEL', held, unpack(done)) end

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,13 +23,15 @@ from redis.exceptions import RedisError
 from core import config
 from core.tasks import celery_config
 from core.tasks.cancellation import cancel_key
-from core.tasks.transport.scripts import script
+from core.tasks.transport.scripts import passes, script
 
 logger = logging.getLogger("core.tasks")
 
 #: Calls that one script ends.
 BATCH = 200
 LONGEST_PAUSE = 2.0
+#: Seconds that an end waits at most for a consumer that was to tell it.
+PATIENCE = 0.5
 #: Seconds for which a call whose task is unknown here is left to other workers before it is looked at again.
 UNKNOWN_PAUSE = 5.0
 
@@ -83,18 +85,22 @@ class Holder:
         self.calls: dict[str, Held] = {}
         self.connection = 0
         self.qos: Any = None
-        #: Called in the writing thread when Redis was told: there is room for more calls.
-        self.wake: Callable[[], object] = lambda: None
+        #: Makes the consumer turn and ask for calls, if it is about to; says whether it is. Any thread calls it.
+        self.wake: Callable[[], bool] = lambda: False
         self.client: Any = None
         self._hold, self._keep = settings.task_unknown_hold, settings.task_store_arguments
         self._app, self._tell = app, tell
         self._together = celery_config.is_one_database(app.conf)
         #: What the key of a call's cancellation begins with; empty where it cannot be read together with the call.
-        self.marks = cancel_key("") if self._together else ""
+        self.marks = cancel_key(app.conf, "") if self._together else ""
         self._pending: deque[_End] = deque()
+        self._batch = BATCH
         self._wake, self._stopped = threading.Event(), threading.Event()
-        #: Held while Redis is told of ends, or asked what is whose: one of the two at a time.
+        #: Locked while Redis is told of ends, or asked what is whose: one of the two at a time.
         self._saying = threading.Lock()
+        #: Ends that go with another's words, and calls of which somebody is still to be told that they were set aside.
+        self._lent: list[_End] = []
+        self._aside: deque[tuple[Held, str]] = deque()
 
     @property
     def key(self) -> str:
@@ -143,18 +149,24 @@ class Holder:
             verdict, reason = call.ending
         details: dict[str, Any] = {}
         if verdict not in ("done", "back"):
-            name = call.headers.get("id") or f"unreadable-{tag}"
-            details = {"id": _readable(name), "task": _readable(call.headers.get("task")), "queue": call.queue,
-                       "reason": _readable(reason)[:500],
-                       "keep": self._keep, "record": tag, "hold": self._hold,
-                       "pause": min(UNKNOWN_PAUSE, self._hold / 4)}  # fmt: skip
+            details = {
+                "id": _readable(call.headers.get("id")) or f"unreadable-{tag}",
+                "task": _readable(call.headers.get("task")),
+                "queue": call.queue,
+                "reason": _readable(reason)[:500],
+                "keep": self._keep,
+                "record": tag,
+                "hold": self._hold,
+                "pause": min(UNKNOWN_PAUSE, self._hold / 4),
+            }
         result = call.result if verdict != "back" else None
         # First the one, then the other: `adopt` must find it in one of the two.
         self._pending.append(_End(call.record, verdict, result, details, call))
         self.calls.pop(tag, None)
         if self.qos is not None:
             self.qos.free(tag)
-        self._wake.set()
+        if not self.wake():  # else the consumer tells it, with the words by which it asks for more
+            self._wake.set()
 
     def adopt(self) -> int:
         """Say over a new connection what is still held: what runs, and what has ended and is not told yet.
@@ -164,11 +176,46 @@ class Holder:
         self.connection += 1
         for tag in [tag for tag, call in self.calls.items() if not call.begun]:
             del self.calls[tag]
+        self.untold()  # it went by the connection that was lost
         with self._saying:
             kept = [call.record for call in list(self.calls.values())]
             kept += [end.record for end in list(self._pending) if end.record]
             words = [self.worker, self.lease, self.connection, self.prefix, *kept]
             return int(self._adopt(keys=[self.workers, self.key], args=words))
+
+    def lend(self) -> tuple[Any, ...] | None:
+        """What Redis is to be told of ends, as a command to go with another's words: they share a round trip.
+
+        `told` or `untold` has to follow. None when there is nothing to tell, or it is just being told.
+        """
+        if not (self._pending and self._together and self._saying.acquire(blocking=False)):
+            return None
+        self._lent = list(islice(self._pending, self._batch))
+        return ("EVALSHA", self._finish.sha, 1, self.key, self.prefix, *self._words(self._lent))
+
+    def tell(self) -> None:
+        """Tell Redis what there is to tell: it goes with nobody else's words."""
+        if self._pending:
+            self._wake.set()
+
+    def told(self, said: list[bytes]) -> None:
+        """Redis has answered what was lent."""
+        lent, self._lent = self._lent, []
+        if not lent:
+            return
+        self._aside.extend(self._done(lent, said))
+        self._release()
+
+    def untold(self) -> None:
+        """What was lent did not arrive, or was not understood."""
+        if self._lent:
+            self._lent = []
+            self._release()
+
+    def _release(self) -> None:
+        self._saying.release()
+        if self._pending or self._aside:
+            self._wake.set()
 
     def close(self, timeout: float) -> bool:
         """Tell Redis what has ended, and give everything back that has not. False when Redis was not told.
@@ -178,48 +225,78 @@ class Holder:
         """
         self._stopped.set()
         self._wake.set()
+        self.untold()
         if self.client is None or not self._saying.acquire(timeout=timeout):
             return False
         try:
             while self._pending:
-                self._say()
+                self._aside.extend(self._say())
             self._adopt(keys=[self.workers, self.key], args=[self.worker, 0, 0, self.prefix])
         except (RedisError, OSError):
             return False
         finally:
             self._saying.release()
+        while self._aside:
+            self._tell_of(*self._aside.popleft())
         return True
 
     def _run(self) -> None:
         pause = 0.0
         while not self._stopped.is_set():
-            self._wake.wait()
+            # What the consumer was to tell and has not, because it hangs or ends, is told all the same.
+            self._wake.wait(PATIENCE)
             self._wake.clear()
-            while self._pending and not self._stopped.is_set():
-                try:
-                    with self._saying:
-                        told = self._say()
-                    pause = 0.0
-                except (RedisError, OSError) as error:
-                    if not pause:
-                        logger.warning("Redis was not told of %d finished calls yet: %s", len(self._pending), error)
-                    pause = min(max(pause * 2, 0.05), LONGEST_PAUSE)
-                    self._stopped.wait(pause)
-                else:
-                    self.wake()
-                    self.tell(told)
+            while self._aside:
+                self._tell_of(*self._aside.popleft())
+            if not self._pending or not self._saying.acquire(blocking=False):
+                continue  # whoever says something now wakes this thread if more is left
+            error = None
+            try:
+                self._aside.extend(self._say())
+            except (RedisError, OSError) as refused:
+                error = refused
+            finally:
+                self._release()
+            if error is None:
+                pause = 0.0
+                self.wake()
+            elif not passes(error):
+                self._single_out(error)
+            else:
+                if not pause:
+                    logger.warning("Redis was not told of %d finished calls yet: %s", len(self._pending), error)
+                pause = min(max(pause * 2, 0.05), LONGEST_PAUSE)
+                self._stopped.wait(pause)
+
+    def _single_out(self, error: Exception) -> None:
+        """Redis does not understand one of a batch: the others must not wait for it."""
+        if self._batch > 1:
+            self._batch = 1
+            return
+        end = self._pending.popleft()
+        logger.error("Redis refuses the end of a call (%s); it runs again when this worker is gone: %s",
+                     end.call.headers.get("id") if end.call else end.record, error)  # fmt: skip
 
     def _say(self) -> list[tuple[Held, str]]:
         """Tell Redis of some ends, in one round trip; return the calls that were set aside."""
-        batch = list(islice(self._pending, BATCH))
+        batch = list(islice(self._pending, self._batch))
         if not self._together:  # the result first, then the acknowledgement
             for end in batch:
                 if end.result is not None:
                     self._app.backend.put(*end.result)
                     end.result = None
-        said = self._finish(keys=[self.key], args=[self.prefix, *(word for end in batch for word in end.words())])
+        said = self._finish(keys=[self.key], args=[self.prefix, *self._words(batch)])
+        return self._done(batch, said)
+
+    @staticmethod
+    def _words(batch: list[_End]) -> list[Any]:
+        return [word for end in batch for word in end.words()]
+
+    def _done(self, batch: list[_End], said: list[bytes]) -> list[tuple[Held, str]]:
+        """Redis knows of these ends; return the calls that were set aside."""
         for _ in batch:
             self._pending.popleft()
+        self._batch = BATCH
         aside = []
         for end, word in zip(batch, said, strict=True):
             if word == b"dead" and end.call is not None:
@@ -228,15 +305,19 @@ class Holder:
                 logger.warning("%s[%s] waits for a worker that knows its task", end.details["task"], end.details["id"])
         return aside
 
-    def tell(self, aside: Iterable[tuple[Held, str]]) -> None:
-        """Say of calls that they were set aside."""
-        for call, reason in aside:
-            logger.error("%s[%s] from %s was set aside: %s. See `core dead list`",
-                         call.headers.get("task"), call.headers.get("id"), call.queue, reason)  # fmt: skip
-            try:
-                self._tell(call, reason)
-            except Exception:
-                logger.exception("who waits for %s could not be told", call.headers.get("id"))
+    def set_aside(self, call: Held, reason: str) -> None:
+        """Say of a call that it was set aside, soon. Any thread may ask."""
+        self._aside.append((call, reason))
+        self._wake.set()
+
+    def _tell_of(self, call: Held, reason: str) -> None:
+        logger.error("%s[%s] from %s was set aside: %s. See `core dead list`",
+                     _readable(call.headers.get("task")), _readable(call.headers.get("id")), call.queue,
+                     _readable(reason))  # fmt: skip
+        try:
+            self._tell(call, reason)
+        except Exception:
+            logger.exception("who waits for %s could not be told", call.headers.get("id"))
 
 
 def _readable(text: Any) -> Any:

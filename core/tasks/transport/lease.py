@@ -43,6 +43,9 @@ class Lease:
         self._children, self._lost = children, lost
         self._patience = config.get_settings().task_worker_stuck_after
         self._every = min(holder.lease / 3, 5.0)
+        #: Since when this worker's own lease has gone on without a gap. After an outage, others are given the time to
+        #: renew theirs before they are taken for lost.
+        self._since: float | None = None
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -56,7 +59,9 @@ class Lease:
 
     def _run(self) -> None:
         last, turns, still, away = time.monotonic(), self._turns(), 0.0, False
-        while not self._ended.wait(self._every):
+        pause = 0.0
+        while not self._ended.wait(pause):
+            pause = self._every
             now = time.monotonic()
             # A process that was stopped has not been stuck meanwhile.
             passed, last = min(now - last, self._every * 2), now
@@ -70,15 +75,21 @@ class Lease:
             except (RedisError, OSError) as error:
                 if not away:
                     logger.warning("the lease of this worker could not be renewed: %s. It goes on by itself", error)
-                away = True
+                away, self._since = True, None
+                pause = min(self._every, 1.0)
             except Exception:
                 logger.exception("the lease of this worker could not be renewed")
 
     def _renew(self) -> None:
         holder = self._holder
         waiting = " ".join(call.record for call in list(holder.calls.values()) if not call.begun)
-        words = [holder.worker, holder.lease, holder.prefix, f" {waiting} " if waiting else ""]
-        for worker, back, aside in self._renew_script(keys=[holder.workers, holder.key], args=words):
+        now = time.monotonic()
+        looks = self._since is not None and now - self._since >= min(holder.lease / 2, 4.0)
+        words = [holder.worker, holder.lease, holder.prefix, f" {waiting} " if waiting else "", int(looks)]
+        goes_on, *lost = self._renew_script(keys=[holder.workers, holder.key], args=words)
+        if not goes_on or self._since is None:
+            self._since = now
+        for worker, back, aside in lost:
             logger.warning("worker %s was lost: %d of its calls put back", worker.decode(), back)
             for raw in aside:
                 self._lost(raw)

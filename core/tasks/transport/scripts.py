@@ -4,15 +4,24 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from redis.exceptions import (
+    DataError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+
 from core.tasks import dead
 
 #: What a script begins with: functions that several scripts need.
 PRELUDES = {
-    "take": (),
+    "take": ("calls",),
     "result": ("store",),
-    "finish": ("dead", "store", "lost"),
-    "lease": ("dead", "lost"),
-    "adopt": (),
+    "finish": ("dead", "calls", "store", "lost"),
+    "lease": ("dead", "calls", "lost"),
+    "adopt": ("calls",),
 }
 
 
@@ -25,6 +34,17 @@ def text(name: str) -> str:
 
 def _read(name: str) -> str:
     return (files(__package__) / f"{name}.lua").read_text()
+
+
+#: How the answers of a server begin that will answer otherwise in a while, where they have no class of their own.
+PASSING = ("MISCONF", "BUSY", "NOREPLICAS", "UNBLOCKED", "UNKILLABLE", "NOSCRIPT", "CLUSTERDOWN", "TRYAGAIN")
+
+
+def passes(error: Exception) -> bool:
+    """Whether the same words may be accepted later: the server is away, full, or about to be another one's replica."""
+    if isinstance(error, OutOfMemoryError | ReadOnlyError | MasterDownError | NoScriptError):
+        return True
+    return not isinstance(error, ResponseError | DataError) or str(error).startswith(PASSING)
 
 
 def script(client: Any, name: str) -> Any:

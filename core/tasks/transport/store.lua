@@ -1,21 +1,24 @@
 -- A PRELUDE: how a result is stored. Other scripts begin with this text.
 --
--- A final state stays: SUCCESS and REVOKED always; FAILURE unless it is replaced by whoever holds the call, which
--- `mine` tells. Returns 1 when the state was stored and announced, 0 when another one stays.
+-- A final state stays: SUCCESS and REVOKED always, FAILURE unless another final state comes from whoever holds the
+-- call, which `mine` tells. Returns 1 when the state was stored and announced, 0 when another one stays.
+local FINAL = {SUCCESS = true, REVOKED = true, FAILURE = true}
+
+local function status_of(meta)
+  return string.match(meta, '^{"status":%s*"(%u+)"')
+end
+
 local function store(key, ttl, meta, mine)
-  local old
-  if ttl == '0' then
-    old = redis.call('SET', key, meta, 'GET')
-  else
-    old = redis.call('SET', key, meta, 'EX', ttl, 'GET')
+  local words = ttl == '0' and {key, meta, 'GET'} or {key, meta, 'GET', 'EX', ttl}
+  local old = redis.pcall('SET', unpack(words))
+  if type(old) == 'table' then  -- refused by a server that is full; after a write that it allows it allows this one
+    redis.call('DEL', key .. ':full')
+    old = redis.call('SET', unpack(words))
   end
-  if old then
-    local status = string.match(old, '^{"status":%s*"(%u+)"')
-    local final = status == 'SUCCESS' or status == 'REVOKED' or (status == 'FAILURE' and not mine())
-    if final then
-      if ttl == '0' then redis.call('SET', key, old) else redis.call('SET', key, old, 'EX', ttl) end
-      return 0
-    end
+  local before = old and status_of(old)
+  if FINAL[before] and not (before == 'FAILURE' and FINAL[status_of(meta)] and mine()) then
+    if ttl == '0' then redis.call('SET', key, old) else redis.call('SET', key, old, 'EX', ttl) end
+    return 0
   end
   redis.call('PUBLISH', key, meta)
   return 1

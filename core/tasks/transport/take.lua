@@ -8,6 +8,7 @@
 --          then for each call: number of its list, the message as it was, its record, whether it was cancelled}
 --
 -- A message is not read here, so that none can be lost by being bad. Only its eta and id are looked for.
+-- What is parked has one name for each call, its id, by which the mark of a cancellation finds it.
 local held, delayed, waiting = KEYS[1], KEYS[2], KEYS[3]
 local room, queues, take, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[4], ARGV[7]
 
@@ -34,8 +35,7 @@ end
 
 -- When a message is due, as a Unix time; nil when it is due at once, or says so in a way that a worker is to read.
 local function due(message)
-  local at = string.find(message, '"eta"', 1, true)
-  local eta = at and string.match(message, '^"eta":%s*"([^"]+)"', at)
+  local eta = header(message, 'eta')
   if not eta then return nil end
   local y, mo, d, h, mi, s, rest = string.match(eta, '^(%d%d%d%d)%-(%d%d)%-(%d%d)[T ](%d%d):(%d%d):(%d%d)(.*)$')
   if not y then return nil end
@@ -48,7 +48,7 @@ local function due(message)
   end
   local time = days(tonumber(y), tonumber(mo), tonumber(d)) * 86400 + h * 3600 + mi * 60 + s - offset
   time = time + (tonumber('0' .. fraction) or 0)
-  if time <= clock() or time > clock() + 3153600000 then return nil end
+  if time <= clock() or time > clock() + 3155760000 then return nil end
   return time
 end
 
@@ -57,13 +57,19 @@ if ARGV[5] == '1' then
   local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
   if first[2] and tonumber(first[2]) <= clock() then
     local ids = redis.call('ZRANGE', delayed, '-inf', string.format('%.6f', clock()), 'BYSCORE', 'LIMIT', 0, 500)
+    local gone = {}
     for i = #ids, 1, -1 do  -- the earliest is pushed last, and leaves first
       local call = redis.call('HGET', waiting, ids[i])
-      local list, message = string.match(call or '', '^([^\n]*)\n(.*)$')
-      if list then redis.call('RPUSH', prefix .. list, message) end
+      if not call or back(prefix, call) then
+        gone[#gone + 1] = ids[i]
+      else
+        redis.call('ZADD', delayed, string.format('%.6f', clock() + 60), ids[i])
+      end
     end
-    redis.call('HDEL', waiting, unpack(ids))
-    redis.call('ZREM', delayed, unpack(ids))
+    if #gone > 0 then
+      redis.call('HDEL', waiting, unpack(gone))
+      redis.call('ZREM', delayed, unpack(gone))
+    end
     first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
   end
   if first[2] then until_next = string.format('%.3f', math.max(0, first[2] - clock())) end
@@ -86,8 +92,7 @@ local function from(number, most)
       looked = looked + 1
       local time = due(message)
       if time then
-        local at = string.find(message, '"id"', 1, true)
-        local id = at and string.match(message, '^"id":%s*"([^"]+)"', at) or ''
+        local id = header(message, 'id') or ''
         if id == '' or redis.call('HEXISTS', waiting, id) == 1 then
           id = id .. ':' .. string.sub(held, -8) .. ':' .. take .. ':' .. looked
         end
@@ -102,8 +107,7 @@ local function from(number, most)
         local record = take .. ':' .. count
         records[#records + 1] = record
         records[#records + 1] = list .. '\n' .. message
-        local id = string.find(message, '"id"', 1, true)
-        ids[count] = ARGV[6] .. (id and string.match(message, '^"id":%s*"([^"]+)"', id) or '')
+        ids[count] = ARGV[6] .. (header(message, 'id') or '')
         answer[#answer + 1] = number
         answer[#answer + 1] = message
         answer[#answer + 1] = record

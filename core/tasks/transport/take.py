@@ -73,11 +73,14 @@ class Taker:
         #: When calls whose time has come were looked for, and when the next one's comes.
         self._looked = self._next = 0.0
         self._looks = False
-        #: Of the script that was sent: queue and list by number, and how many answers there will be.
+        #: Of the script that was sent: queue and list by number, how many answers there will be, and whether the first
+        #: one is to what the holder had to say.
         self._asked: list[tuple[str, str]] = []
         self._answers = 0
+        self._lent = False
         #: Lists that are waited for: each queue's own, and those of priorities that were used.
         self._waited: dict[str, _Bell | None] = {}
+        self._closed = False
 
     def ask(self) -> bool:
         """Send the script, if it is time; False while connections wait for their lists instead."""
@@ -95,6 +98,7 @@ class Taker:
             commands.append(("BLMOVE", key, key, "RIGHT", "RIGHT", f"{wait:.3f}"))
         elif not (self._more or self._rang or now >= self._looked + WAIT or 0 < self._next <= now):
             self._wait()
+            self.holder.tell()
             return False
         self._looks = bool(commands) or now >= self._looked + LOOK
         if self._looks:
@@ -105,16 +109,30 @@ class Taker:
         keys += [prefix + name for _, name in lists]
         words = [MOST if room is None else min(room, MOST), len(queues), self.holder.connection,
                  f"{self.holder.connection}.{self._takes}", int(self._looks), self.holder.marks, prefix]  # fmt: skip
+        ends = None if commands else self.holder.lend()  # an answer behind BLMOVE would come late
+        self._lent = ends is not None
+        if ends is not None:
+            commands.append(ends)
+        else:
+            self.holder.tell()
         commands.append(("EVALSHA", self._script.sha, len(keys), *keys, *words))
         self._asked, self._answers = lists, len(commands)
         connection = channel.client.connection
-        connection.send_packed_command(connection.pack_commands(commands))
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+        except (RedisError, OSError):
+            self._keep()
+            raise
         return True
 
-    def _wake(self) -> None:
-        """Let the hub turn, and ask: it may have stopped to for want of room. Any thread may say so."""
-        if not self._channel._in_poll:
-            self._hub.call_soon(_nothing)
+    def _wake(self) -> bool:
+        """Let the hub turn, and ask for more, if there is more; whether there is. Any thread may call this."""
+        from celery.worker import state
+
+        if not self._more or self._channel._in_poll or self._closed or state.should_stop is not None:
+            return False
+        self._hub.call_soon(_nothing)
+        return True
 
     def _wait(self) -> None:
         for name, bell in self._waited.items():
@@ -135,7 +153,9 @@ class Taker:
         found = self._read()
         self._more, self._rang = found[0] == 1, False
         if found[1]:
-            self._next = time.monotonic() + float(found[1])
+            coming = time.monotonic() + float(found[1])
+            # Without a look it is only what was parked by this take.
+            self._next = coming if self._looks or not self._next else min(coming, self._next)
             if len(self._waited) > 1 and float(found[1]) < WAIT:
                 self._hub.call_later(float(found[1]), _nothing)  # so that the hub turns then, and asks
         elif self._looks:
@@ -151,15 +171,23 @@ class Taker:
 
     def _read(self) -> list[Any]:
         connection = self._channel.client.connection
-        found: Any = None
+        answers: list[Any] = []
         for _ in range(self._answers):  # where one is an error, the next one is there all the same
             try:
-                found = connection.read_response()
+                answers.append(connection.read_response())
             except self._channel.connection_errors:
+                self._keep()
                 connection.disconnect()
                 raise
             except RedisError as error:
-                found = error
+                answers.append(error)
+        if self._lent:
+            if isinstance(answers[0], RedisError):
+                self._keep()
+            else:
+                self._lent = False
+                self.holder.told(answers[0])
+        found = answers[-1]
         if isinstance(found, NoScriptError):
             connection.send_command("SCRIPT", "LOAD", self._script.script)
             connection.read_response()
@@ -168,6 +196,12 @@ class Taker:
         if isinstance(found, RedisError):
             raise found
         return list(found)
+
+    def _keep(self) -> None:
+        """What the holder had to say was not heard: it will be said again."""
+        if self._lent:
+            self._lent = False
+            self.holder.untold()
 
     def _deliver(self, queue: str, raw: bytes, tag: str, cancelled: bool) -> None:
         """Hand one message to the worker; what it cannot make a call of is set aside."""
@@ -195,6 +229,8 @@ class Taker:
 
     def close(self) -> None:
         """Hang up. What a script would still take goes nowhere: it finds another connection recorded."""
+        self._closed = True
+        self._keep()
         for bell in filter(None, self._waited.values()):
             with suppress(RedisError, OSError):
                 bell.close()

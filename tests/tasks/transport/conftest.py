@@ -89,15 +89,18 @@ class Worker:
         key, ttl, text = result
         return bool(self.run("result", [key, self.key], [ttl, text, record]))
 
-    def lease(self, seconds: float = 60, waiting: tuple[str, ...] = ()) -> list[tuple[str, int, list[bytes]]]:
+    def lease(
+        self, seconds: float = 60, waiting: tuple[str, ...] = (), looks: bool = True
+    ) -> list[tuple[str, int, list[bytes]]]:
         """Renew the lease: who was lost, with how many calls that went back, and those that were set aside."""
         records = f" {' '.join(waiting)} " if waiting else ""
-        found = self.run("lease", [f"{self.prefix}core-workers", self.key], [self.name, seconds, self.prefix, records])
-        return [(name.decode(), back, aside) for name, back, aside in found]
+        words = [self.name, seconds, self.prefix, records, int(looks)]
+        found = self.run("lease", [f"{self.prefix}core-workers", self.key], words)
+        return [(name.decode(), back, aside) for name, back, aside in found[1:]]
 
     def adopt(self, *kept: str, seconds: float = 60) -> int:
         """Say over a new connection what is still held; how many calls went back."""
-        self.connection += 1
+        self.connection, self._takes = self.connection + 1, 0
         words = [self.name, seconds, self.connection, self.prefix, *kept]
         return int(self.run("adopt", [f"{self.prefix}core-workers", self.key], words))
 

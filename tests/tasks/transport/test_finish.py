@@ -1,6 +1,7 @@
 """`finish.lua`: how calls end that a worker holds, many in one step."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -162,6 +163,15 @@ def test_the_first_who_does_not_know_a_task_is_told(one: Any, other: Any, send: 
     assert answers == ["first", "later", "later", "first"]
 
 
+def test_how_long_a_task_is_unknown_is_counted_from_the_first_who_asked(one: Any, send: Any, redis: Any) -> None:
+    one.finish(one.end(take_one(one, send), "later", pause=0))
+    since = redis.decrby(f"{one.prefix}core-unknown-a", 100)
+
+    one.finish(one.end(one.take().calls[0], "later"))
+
+    assert int(redis.get(f"{one.prefix}core-unknown-a")) == since
+
+
 @pytest.mark.parametrize(("since", "expected"), [(3590, "later"), (3601, "dead")])
 def test_a_call_that_no_worker_knew_for_too_long_is_set_aside(
     one: Any, send: Any, aside: Any, redis: Any, prefix: str, since: int, expected: str
@@ -264,8 +274,9 @@ def test_a_hundred_results_cost_210_commands_at_most(one: Any, send: Any, comman
 
 
 @pytest.fixture
-def holder(app: Celery, redis: "Redis[bytes]") -> Iterator[Holder]:
+def holder(app: Celery, redis: "Redis[bytes]", caplog: pytest.LogCaptureFixture) -> Iterator[Holder]:
     """A real holder, which tells Redis by a thread of its own."""
+    caplog.set_level(logging.CRITICAL + 1, "core.tasks")  # pytest-xdist cannot carry half a character
     configure(Settings)
     made = Holder(app, lambda call, reason: None)
     made.start(redis.connection_pool)

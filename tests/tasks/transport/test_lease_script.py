@@ -298,4 +298,4 @@ def test_a_renewal_costs_few_commands(one: Any, make_worker: Any, commands: Call
         make_worker(f"000000{number}")
     one.lease()
 
-    assert commands(one.lease) <= 5
+    assert commands(one.lease) <= 7

@@ -107,16 +107,6 @@ def test_bad_bytes_are_taken_and_held_as_they_are(one: Any, send: Any, redis: "R
     assert one.holds()[taken.calls[1].record] == b"default\n" + message
 
 
-def test_a_script_that_the_server_has_lost_is_loaded_again(one: Any, send: Any, admin: "Redis[bytes]") -> None:
-    send("a")
-    one.take()
-    send("b")
-
-    admin.script_flush()
-
-    assert one.take().ids == ["b"]
-
-
 # Who takes
 
 

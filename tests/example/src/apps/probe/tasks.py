@@ -490,3 +490,8 @@ async def leaves_something_running(file: str) -> None:
 @task
 async def total(numbers: list[int]) -> int:
     return sum(numbers)
+
+
+@task
+async def runs_out_of_memory() -> None:
+    raise MemoryError("no room")
