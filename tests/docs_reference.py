@@ -17,6 +17,7 @@ MEANINGS = {
     2: "the command, the settings or the project cannot be used as they are",
     3: "there is nothing that runs",
     69: "Redis does not answer",
+    70: "a worker that did not react any more gave up; start it again",
     73: "it runs already",
     130: "interrupted: Ctrl-C, or a second signal to a worker",
 }

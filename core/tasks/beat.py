@@ -130,6 +130,7 @@ def run(*, pidfile: Path | None = None, loglevel: str = "INFO") -> int:
         logger.info("scheduling %d periodic task%s: %s", len(planned), "s" * (len(planned) != 1), ", ".join(planned))
         if leader := _leader():
             logger.info("standing by: the scheduler on %s (pid %s) leads", leader["host"], leader["pid"])
+        app.backend  # noqa: B018  Celery's handlers of signals would import it again in the middle of its import
         try:
             app.Beat(loglevel=loglevel, quiet=True, redirect_stdouts=False).run()
         except SystemExit as end:

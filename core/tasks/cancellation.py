@@ -29,10 +29,6 @@ def delayed_key(conf: Any) -> str:
 
 
 def mark_all(app: Any, task_ids: list[str]) -> None:
-    """Mark calls as cancelled.
-
-    Raises:
-        RedisError: Redis was not told.
-    """
+    """Mark calls as cancelled. Raises what the Redis client raises."""
     words = [int(app.conf.result_expires), delayed_key(app.conf), *task_ids]
     app.backend.client.eval(_MARK, 1, cancel_key(app.conf, ""), *words)

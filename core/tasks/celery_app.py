@@ -110,7 +110,10 @@ def _make() -> Any:
     )
     # Another Celery application in this process keeps its `current_app` and its shared tasks.
     app = Celery("core", set_as_current=False)
-    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "core.tasks.transport.backend:Backend")
+    ours = "core.tasks.transport.backend:"
+    app.loader.override_backends = {
+        "redis": f"{ours}Backend", "rediss": f"{ours}Backend", "sentinel": f"{ours}SentinelBackend",
+    }  # fmt: skip
     app.conf.update(generated)
     if app.conf.worker_consumer == celery_config.CONSUMER:
         app.Task.Request = celery_config.REQUEST

@@ -9,10 +9,9 @@ from typing import Any
 from core.config import Settings
 from core.redis_url import BrokerURL, RedisURL
 
-#: Redis puts back what a lost worker held after this many seconds. Longer tasks and countdowns run twice.
+#: Seconds after which what a lost worker held is put back where Celery's own transport took it. There, longer tasks
+#: and countdowns run twice.
 VISIBILITY_TIMEOUT = 7200
-
-
 #: The consumer of a worker that takes its calls with our own transport.
 CONSUMER = "core.tasks.transport.consumer:Consumer"
 REQUEST = "core.tasks.transport.request:Request"

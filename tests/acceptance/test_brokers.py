@@ -1,5 +1,6 @@
 """A broker that is no Redis, and a Redis that cannot be one: what is said where it cannot be used."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,10 @@ def test_the_configuration_for_people_masks_another_brokers_password(fresh: Proj
 
 @pytest.mark.parametrize("command", [("core", "runworker"), (sys.executable, "-c", CALL)], ids=["worker", "call"])
 def test_a_part_of_a_cluster_is_refused(fresh: Project, command: tuple[str, ...]) -> None:
-    with redis_server("--cluster-enabled", "yes") as (url, _):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        bus = probe.getsockname()[1]  # its own choice is the port and 10,000, which may be none
+    with redis_server("--cluster-enabled", "yes", "--cluster-port", str(bus)) as (url, _):
         done = fresh.run(*command, REDIS_URL=url)
 
     assert done.returncode == (2 if command[0] == "core" else 1)
@@ -57,15 +61,15 @@ def test_a_part_of_a_cluster_is_refused(fresh: Project, command: tuple[str, ...]
 
 def test_a_sentinel_that_is_taken_for_a_server_is_refused_with_the_url_to_write(fresh: Project) -> None:
     with temporary_directory("core-sentinel-") as directory:
-        socket = Path(directory) / "sentinel.sock"
-        (Path(directory) / "sentinel.conf").write_text(f"port 0\nunixsocket {socket}\n")
+        place = Path(directory) / "sentinel.sock"
+        (Path(directory) / "sentinel.conf").write_text(f"port 0\nunixsocket {place}\n")
         sentinel = subprocess.Popen(
             [valkey_binary(), f"{directory}/sentinel.conf", "--sentinel"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            wait_until(socket.exists, 10, "the sentinel listens")
-            done = fresh.run("core", "runworker", REDIS_URL=f"unix://{socket}")
+            wait_until(place.exists, 10, "the sentinel listens")
+            done = fresh.run("core", "runworker", REDIS_URL=f"unix://{place}")
         finally:
             sentinel.kill()
             sentinel.wait()

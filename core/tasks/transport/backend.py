@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend
+from celery.backends.redis import SentinelBackend as Watched
 from redis.exceptions import RedisError
 
 from core.tasks import celery_config, runner
@@ -85,6 +86,10 @@ class Backend(RedisBackend):  # type: ignore[misc]
             pause = min(pause * 2, LONGEST_PAUSE)
 
 
+class SentinelBackend(Backend, Watched):  # type: ignore[misc]
+    """The same, for the server that Sentinel names."""
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -114,19 +119,18 @@ class _Starts:
     def _run(self) -> None:
         while True:
             with self._lock:
-                now = time.monotonic()
-                while self._begun:
-                    tag, (due, write) = next(iter(self._begun.items()))
-                    if due > now:
+                if not self._begun:
+                    self._idle = True
+                    self._lock.wait()
+                for tag, (due, write) in list(self._begun.items()):  # by time
+                    if due > time.monotonic():
                         break
                     del self._begun[tag]
                     with suppress(RedisError, OSError):  # it is only news
                         write()
-                if not self._begun:
-                    self._idle = True
-                    self._lock.wait()
-                    continue
-            time.sleep(max(due - now, 0.001))
+                first = next(iter(self._begun.values()), None)
+            if first is not None:
+                time.sleep(max(first[0] - time.monotonic(), 0.001))
 
 
 _process: list[_Starts] = []

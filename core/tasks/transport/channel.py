@@ -67,7 +67,6 @@ class Channel(stock.Channel):
     max_connections = 1000
     taker: Taker | None = None
     client: Any
-    qos: Any
     _in_poll: Any
     _brpop_sent_at: Any
 
@@ -86,7 +85,7 @@ class Channel(stock.Channel):
         elif self.taker.ask():
             self._in_poll, self._brpop_sent_at = self.client.connection, monotonic()
 
-    def _brpop_read(self, **options: Any) -> bool:
+    def _brpop_read(self, **options: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.taker is None:
             return bool(super()._brpop_read(**options))  # type: ignore[no-untyped-call]
         if not self._in_poll:  # nothing is expected: the server has hung up
@@ -116,7 +115,7 @@ class Transport(stock.Transport):
     Channel = Channel
 
 
-class SentinelChannel(Channel, stock.SentinelChannel):
+class SentinelChannel(Channel, stock.SentinelChannel):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The same, for the server that Sentinel names."""
 
 

@@ -28,6 +28,10 @@ LAST_WORDS = 5.0
 class Consumer(Stock):  # type: ignore[misc]
     """Takes calls for the pool, and knows what becomes of each."""
 
+    app: Any
+    pool: Any
+    task_consumer: Any
+    event_dispatcher: Any
     holder: Holder | None = None
     _lease: Lease | None = None
     _turns = 0

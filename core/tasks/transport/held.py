@@ -53,6 +53,7 @@ class Held:
 
     @property
     def record(self) -> str:
+        """The name of its record in the worker's hash."""
         return self.tag.rpartition("/")[2]
 
 

@@ -33,7 +33,7 @@ def text(name: str) -> str:
 
 
 def _read(name: str) -> str:
-    return (files(__package__) / f"{name}.lua").read_text()
+    return (files("core.tasks.transport") / f"{name}.lua").read_text()
 
 
 #: How the answers of a server begin that will answer otherwise in a while, where they have no class of their own.

@@ -147,8 +147,7 @@ class Taker:
     def receive(self) -> None:
         """Read what the script has taken, and hand it to the worker.
 
-        Raises:
-            Empty: The server had lost the script, which it has again now.
+        kombu's `Empty` is raised where the server had lost the script, which it has again now.
         """
         found = self._read()
         self._more, self._rang = found[0] == 1, False
