@@ -127,8 +127,9 @@ class Consumer(Stock):  # type: ignore[misc]
     # Who is told
 
     def _tell_of(self, raw: bytes) -> None:
-        headers = names(raw)
-        call = Held("", "", headers, json.loads(raw))
+        payload = json.loads(raw)
+        queue = payload["properties"]["delivery_info"].get("routing_key", "")
+        call = Held("", queue, names(raw), payload)
         self.holder.set_aside(call, "lost its worker 3 times while it ran")  # type: ignore[union-attr]
 
     def _tell(self, call: Held, reason: str) -> None:

@@ -7,9 +7,9 @@
 -- Verdicts: done (acknowledged), back (into its list, at the front), lost (back, and counted: its worker was lost),
 --           dead (set aside), failed (acknowledged, and listed), later (parked: nobody here knows its task)
 -- Returns a word for each call: the verdict that it got; `first` for the first `later`; `gone` when this worker did
--- not hold it any more, which does not matter to `done`.
+-- not hold it any more, or, of those that are done, one of them.
 local held, prefix = KEYS[1], ARGV[1]
-local answer, done = {}, {}
+local answer, done, at_number = {}, {}, {}
 
 local function aside(kind, call, details, reason)
   local list, message = split(call)
@@ -37,7 +37,7 @@ for at = 2, #ARGV, 6 do
     store(key, ttl, meta, function() return record == '' or redis.call('HEXISTS', held, record) == 1 end)
   end
   if verdict == 'done' then
-    if record ~= '' then done[#done + 1] = record end
+    if record ~= '' then done[#done + 1], at_number[#done + 1] = record, number end
   else
     even_if_full(held)
     local call = redis.call('HGET', held, record)
@@ -70,5 +70,7 @@ for at = 2, #ARGV, 6 do
     if record ~= '' then redis.call('HDEL', held, record) end  -- else its list has no room for it, and it stays held
   end
 end
-if #done > 0 then redis.call('HDEL', held, unpack(done)) end
+if #done > 0 and redis.call('HDEL', held, unpack(done)) < #done then
+  for _, number in ipairs(at_number) do answer[number] = 'gone' end
+end
 return answer

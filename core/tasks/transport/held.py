@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from core import config
 from core.tasks import celery_config
 from core.tasks.cancellation import cancel_key
+from core.tasks.dead import DeadList
 from core.tasks.transport.scripts import passes, script
 
 logger = logging.getLogger("core.tasks")
@@ -256,21 +257,21 @@ class Holder:
                 self._aside.extend(self._say())
             except (RedisError, OSError) as refused:
                 error = refused
+                if not passes(error):
+                    self._single_out(error)
             finally:
                 self._release()
             if error is None:
                 pause = 0.0
                 self.wake()
-            elif not passes(error):
-                self._single_out(error)
-            else:
+            elif passes(error):
                 if not pause:
                     logger.warning("Redis was not told of %d finished calls yet: %s", len(self._pending), error)
                 pause = min(max(pause * 2, 0.05), LONGEST_PAUSE)
                 self._stopped.wait(pause)
 
     def _single_out(self, error: Exception) -> None:
-        """Redis does not understand one of a batch: the others must not wait for it."""
+        """Redis does not understand one of a batch: the others must not wait for it. Called under the lock."""
         if self._batch > 1:
             self._batch = 1
             return
@@ -294,7 +295,9 @@ class Holder:
         return [word for end in batch for word in end.words()]
 
     def _done(self, batch: list[_End], said: list[bytes]) -> list[tuple[Held, str]]:
-        """Redis knows of these ends; return the calls that were set aside."""
+        """Redis knows of these ends; return the calls that were set aside with the reason, and those that others have
+        taken for lost without one.
+        """
         for _ in batch:
             self._pending.popleft()
         self._batch = BATCH
@@ -302,6 +305,8 @@ class Holder:
         for end, word in zip(batch, said, strict=True):
             if word == b"dead" and end.call is not None:
                 aside.append((end.call, str(end.details["reason"])))
+            elif word == b"gone" and end.verdict == "done" and end.call is not None:
+                aside.append((end.call, ""))
             elif word == b"first" and end.call is not None:
                 logger.warning("%s[%s] waits for a worker that knows its task", end.details["task"], end.details["id"])
         return aside
@@ -312,6 +317,9 @@ class Holder:
         self._wake.set()
 
     def _tell_of(self, call: Held, reason: str) -> None:
+        if not reason:
+            self._take_back(call)
+            return
         logger.error("%s[%s] from %s was set aside: %s. See `core dead list`",
                      _readable(call.headers.get("task")), _readable(call.headers.get("id")), call.queue,
                      _readable(reason))  # fmt: skip
@@ -319,6 +327,14 @@ class Holder:
             self._tell(call, reason)
         except Exception:
             logger.exception("who waits for %s could not be told", call.headers.get("id"))
+
+    def _take_back(self, call: Held) -> None:
+        """A call that was taken for lost has come to its end here after all: a success is not to be retried."""
+        try:
+            if self._app.backend.get_task_meta(call.headers["id"])["status"] == "SUCCESS":
+                DeadList(self.client, self.prefix).purge(ids=[call.headers["id"]])
+        except Exception as error:
+            logger.warning("whether %s is on the dead list is not known: %s", call.headers.get("id"), error)
 
 
 def _readable(text: Any) -> Any:
