@@ -114,9 +114,7 @@ def test_every_kind_of_call_works_wherever_things_are(pool: str, case: str, tmp_
         results.close()
         assert not held(client)
         if case == "prefix":
-            others = {
-                key for key in client.scan_iter() if not key.startswith((b"shop:", b"_kombu"))
-            }
+            others = {key for key in client.scan_iter() if not key.startswith((b"shop:", b"_kombu"))}
             assert others == set()
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError
 
 from core.tasks.transport import message
 from core.tasks.transport.held import Held, Holder
@@ -81,6 +81,9 @@ class Taker:
         #: Lists that are waited for: each queue's own, and those of priorities that were used.
         self._waited: dict[str, _Bell | None] = {}
         self._closed = False
+        #: What its connection is on. Where kombu or the client has made that anew, an answer may be lost with calls in
+        #: it, and only a new beginning says whose they are.
+        self._socket: Any = None
 
     def ask(self) -> bool:
         """Send the script, if it is time; False while connections wait for their lists instead."""
@@ -119,7 +122,10 @@ class Taker:
         self._asked, self._answers = lists, len(commands)
         connection = channel.client.connection
         try:
-            connection.send_packed_command(connection.pack_commands(commands))
+            self._socket = self._socket or connection._sock
+            if connection._sock is None or connection._sock is not self._socket:
+                raise ConnectionError("the connection was lost")
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         except (RedisError, OSError):
             self._keep()
             raise
