@@ -65,7 +65,7 @@ async def send(call: Call) -> None:
         await bridge.in_thread(publish, seconds)
     except bridge.NotInTime as late:
         advice = "" if late.begun else " Start it, or set REDIS_URL to one that is running."
-        reason = f"no Redis answered at {_where()} within {seconds:g} s.{advice}"
+        reason = f"no broker answered at {_where()} within {seconds:g} s.{advice}"
         raise PublishError(call.task.name, call.id, reason, maybe_sent=late.begun) from None
     except (BrokerUnreachable, ConfigurationError) as error:
         if isinstance(error, ConfigurationError) and error.__cause__ is None:
