@@ -165,8 +165,8 @@ def test_a_call_that_waits_for_its_time_survives_the_worker_that_holds_it(
 ) -> None:
     """No worker holds it meanwhile: it is parked in Redis."""
     worker = stopping.worker("--pool", pool, "--concurrency", "2")
-    [id] = call(stopping, f"quick.delay({str(tmp_path / 'later')!r}, countdown=4)")
     due = time.monotonic() + 4
+    [id] = call(stopping, f"quick.delay({str(tmp_path / 'later')!r}, countdown=4)")
     wait_until(lambda: waiting(stopping) == (0, 0), 20, "it is parked")
 
     assert worker.stop() == 0
@@ -174,7 +174,7 @@ def test_a_call_that_waits_for_its_time_survives_the_worker_that_holds_it(
     successor = stopping.worker("--pool", pool, "--concurrency", "2")
     wait_until(lambda: marks(tmp_path / "later"), 20, "it runs")
 
-    assert time.monotonic() > due - 0.5
+    assert time.monotonic() > due
     successor.wait_for(f"[{id}] success in ")
     assert marks(tmp_path / "later") == 1
 

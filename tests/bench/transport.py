@@ -119,9 +119,7 @@ def main() -> None:
     options.add_argument("--events", action="store_true", help="with the events that Flower asks for")
     options.add_argument("--delays", default="0,1", help="milliseconds")
     chosen = options.parse_args()
-    print(
-        f"{'pool':8} {'round trip':>10} {'transport':>9} {'calls/s':>8} {'ratio':>6} {'commands':>9} {'round trips':>11}"
-    )
+    print(f"{'pool':8} {'network':>10} {'transport':>9} {'calls/s':>8} {'ratio':>6} {'commands':>9} {'round trips':>11}")
     for delay in map(float, chosen.delays.split(",")):
         for pool in chosen.pools.split(","):
             runs: dict[str, list[tuple[float, float, float]]] = {"stock": [], "core": []}
