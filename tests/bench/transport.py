@@ -119,7 +119,7 @@ def main() -> None:
     options.add_argument("--events", action="store_true", help="with the events that Flower asks for")
     options.add_argument("--delays", default="0,1", help="milliseconds")
     chosen = options.parse_args()
-    print(f"{'pool':8} {'network':>10} {'transport':>9} {'calls/s':>8} {'ratio':>6} {'commands':>9} {'round trips':>11}")
+    print(f"{'pool':8} {'network':>8} {'transport':>9} {'calls/s':>8} {'ratio':>6} {'commands':>9} {'round trips':>11}")
     for delay in map(float, chosen.delays.split(",")):
         for pool in chosen.pools.split(","):
             runs: dict[str, list[tuple[float, float, float]]] = {"stock": [], "core": []}
@@ -131,7 +131,7 @@ def main() -> None:
             for transport, results in runs.items():
                 took, commands, trips = (statistics.median(run[i] for run in results) for i in range(3))
                 print(
-                    f"{pool:8} {f'+{delay:g} ms':>10} {transport:>9} {chosen.calls / took:8.0f} {base / took:6.2f} "
+                    f"{pool:8} {f'+{delay:g} ms':>8} {transport:>9} {chosen.calls / took:8.0f} {base / took:6.2f} "
                     f"{commands:9.1f} {trips:11.2f}", flush=True,
                 )  # fmt: skip
 

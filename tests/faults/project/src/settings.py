@@ -1,0 +1,5 @@
+from core.config import Settings
+
+
+class AppSettings(Settings):
+    pass

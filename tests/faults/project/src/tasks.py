@@ -1,0 +1,57 @@
+"""The tasks that the fault suite calls, as a user of core.tasks writes them. stock.py has their twins."""
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from fall import fall
+from record import record
+
+from core.tasks import task
+
+
+@task(name="faults.mark")
+async def mark(key: str) -> str:
+    record("begun", key)
+    record("ended", key)
+    return key
+
+
+@task(name="faults.nap")
+async def nap(key: str, seconds: float) -> str:
+    record("begun", key)
+    await asyncio.sleep(seconds)
+    record("ended", key)
+    return key
+
+
+@task(name="faults.block")
+async def block(key: str, seconds: float) -> str:
+    """Holds its thread, and so the event loop of its process."""
+    record("begun", key)
+    time.sleep(seconds)  # noqa: ASYNC251  on purpose
+    record("ended", key)
+    return key
+
+
+@task(name="faults.poison")
+async def poison(key: str, how: str) -> None:
+    record("begun", key)
+    fall(how)
+
+
+@task(name="faults.echo")
+async def echo(key: str, value: Any) -> Any:
+    record("begun", key)
+    record("ended", key)
+    return value
+
+
+if "FAULTS_OLD_CODE" not in os.environ:
+
+    @task(name="faults.fresh")
+    async def fresh(key: str) -> str:
+        record("begun", key)
+        record("ended", key)
+        return key
