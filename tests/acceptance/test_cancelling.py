@@ -87,6 +87,7 @@ async def test_a_running_body_gets_the_cancellation_and_cleans_up(tmp_path: Path
     file = tmp_path / "marks"
     result = await nap.delay(30, str(file))
     await begun(file)
+    await running(result)
 
     assert await result.cancel() is True
     await ended(result)
@@ -103,6 +104,7 @@ async def test_a_body_that_swallows_the_cancellation_was_cancelled_all_the_same(
     file = tmp_path / "marks"
     result = await swallows_its_cancellation.delay(str(file))
     await begun(file)
+    await running(result)
 
     assert await result.cancel() is True
     await ended(result)
@@ -206,6 +208,7 @@ async def test_a_cancelled_call_is_one_line_in_the_log(worker: Process, tmp_path
     file = tmp_path / "marks"
     result = await nap.delay(30, str(file))
     await begun(file)
+    await running(result)
     await result.cancel()
     await ended(result)
 
@@ -250,6 +253,7 @@ async def test_nothing_is_left_in_the_broker_of_a_cancelled_running_call(example
     file = tmp_path / "marks"
     result = await nap.delay(30, str(file))
     await begun(file)
+    await running(result)
     with Redis(unix_socket_path=str(example.root / ".core" / "broker.sock")) as broker:
 
         def is_held() -> bool:

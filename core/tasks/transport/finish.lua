@@ -62,7 +62,9 @@ for at = 2, #ARGV, 6 do
         aside('core-dead', call, details)
         answer[number] = 'dead'
       else
-        redis.call('ZADD', prefix .. 'core-delayed', string.format('%.6f', now + details.pause), details.record)
+        -- Soon at first, for a deployment under way; then ever less often.
+        local pause = math.min(math.max((seconds or 0) / 4, 1), details.pause)
+        redis.call('ZADD', prefix .. 'core-delayed', string.format('%.6f', now + pause), details.record)
         redis.call('HSET', prefix .. 'core-delayed-calls', details.record, call)
         answer[number] = seconds and 'later' or 'first'
       end

@@ -33,8 +33,8 @@ BATCH = 200
 LONGEST_PAUSE = 2.0
 #: Seconds that an end waits at most for a consumer that was to tell it.
 PATIENCE = 0.5
-#: Seconds for which a call whose task is unknown here is left to other workers before it is looked at again.
-UNKNOWN_PAUSE = 5.0
+#: Seconds at most for which a call whose task is unknown here is left to other workers before it is looked at again.
+UNKNOWN_PAUSE = 15.0
 
 
 @dataclass(slots=True)

@@ -146,11 +146,23 @@ def test_a_call_of_an_unknown_task_waits_and_comes_back(one: Any, send: Any, wai
 
     one.finish(one.end(call, "later", pause=30))
     assert (waiting(LATER), one.holds()) == (["b"], {})
-    assert one.take(0).seconds == pytest.approx(30, abs=2)
+    assert one.take(0).seconds == pytest.approx(1, abs=0.5)
 
     redis.zadd(f"{one.prefix}core-delayed", {f"{one.name}/{call.record}": 1})
     one.take(0)
     assert waiting(LATER) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("unknown_for", "pause"), [(0, 1), (40, 10), (4000, 30)])
+def test_a_call_that_stays_unknown_is_looked_at_ever_less_often(
+    one: Any, send: Any, redis: Any, unknown_for: int, pause: float
+) -> None:
+    call = take_one(one, send)
+    redis.set(f"{one.prefix}core-unknown-{call.id}", redis.time()[0] - unknown_for)
+
+    one.finish(one.end(call, "later", pause=30, hold=86_400))
+
+    assert one.take(0).seconds == pytest.approx(pause, abs=1.5)
 
 
 def test_the_first_who_does_not_know_a_task_is_told(one: Any, other: Any, send: Any) -> None:
