@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 EXAMPLE = Path(__file__).parent / "example"
 CORE = str(Path(sys.executable).parent / "core")
 CELERY = str(Path(sys.executable).parent / "celery")
@@ -198,10 +196,6 @@ def valkey_binary() -> str:
     from core import embedded
 
     return embedded.server_binary()
-
-
-#: For what only our own transport promises.
-core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
 
 
 def held(client: Any) -> list[bytes]:

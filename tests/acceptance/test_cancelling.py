@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from marks import core_transport
 from redis import Redis
-from support import Process, Project, core_transport, eventually, held, wait_until
+from support import Process, Project, eventually, held, wait_until
 
 from core.tasks import TaskResult, TaskRevoked
 

@@ -9,8 +9,9 @@ from typing import Any
 import celery
 import pytest
 from celery import chain
+from marks import core_transport
 from redis import Redis
-from support import Process, Project, core_transport, wait_until
+from support import Process, Project, wait_until
 
 from core.tasks import ArgumentsError, TaskResult
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from support import Project, core_transport, held, redis_server, wait_until
+from marks import core_transport
+from support import Project, held, redis_server, wait_until
 
 from core import embedded
 

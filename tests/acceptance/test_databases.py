@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from marks import core_transport
 from redis import Redis
-from support import Project, core_transport, held, project, redis_server, wait_until
+from support import Project, held, project, redis_server, wait_until
 
 TASKS = """
 import asyncio

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import core_transport
 from redis import Redis
-from support import Process, Project, core_transport, held, project, redis_server, wait_until
+from support import Process, Project, held, project, redis_server, wait_until
 
 TASKS = """
 import ctypes, os, signal, time

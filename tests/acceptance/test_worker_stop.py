@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+from marks import core_transport
 from redis import Redis
-from support import Process, Project, core_transport, held, wait_until
+from support import Process, Project, held, wait_until
 
 # What runs for long when it is begun for the first time, and not at all when it is run again.
 TASKS = """
