@@ -51,6 +51,17 @@ class Consumer(Stock):  # type: ignore[misc]
         finally:
             self._connecting = False
 
+    def on_close(self) -> None:
+        """The connection ends. In a warm stop the pool keeps what it was given: its results are waited for."""
+        if state.should_stop is None or state.should_terminate is not None:
+            super().on_close()
+            return
+        pool, self.pool = self.pool, None  # else Celery throws away what a process has got and not begun yet
+        try:
+            super().on_close()
+        finally:
+            self.pool = pool
+
     def create_task_handler(self, *args: Any, **options: Any) -> Any:
         """The consumer is about to consume: say what is still held, and take calls from here on."""
         handler = super().create_task_handler(*args, **options)

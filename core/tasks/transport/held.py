@@ -327,6 +327,8 @@ class Holder:
             self._tell(call, reason)
         except Exception:
             logger.exception("who waits for %s could not be told", call.headers.get("id"))
+        if call.headers.get("id"):
+            self._take_back(call)  # a worker that was only away may have ended it just before
 
     def _take_back(self, call: Held) -> None:
         """A call that was taken for lost has come to its end here after all: a success is not to be retried."""
