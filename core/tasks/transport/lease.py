@@ -46,6 +46,8 @@ class Lease:
         #: Since when this worker's own lease has gone on without a gap. After an outage, others are given the time to
         #: renew theirs before they are taken for lost.
         self._since: float | None = None
+        #: Records of calls that had not begun at the last renewal.
+        self._idle: set[str] = set()
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -82,7 +84,9 @@ class Lease:
 
     def _renew(self) -> None:
         holder = self._holder
-        waiting = " ".join(call.record for call in list(holder.calls.values()) if not call.begun)
+        before, self._idle = self._idle, {call.record for call in list(holder.calls.values()) if not call.begun}
+        # What was just taken is about to begin: only what waits for longer, as for a rate limit, is not to be counted.
+        waiting = " ".join(self._idle & before)
         now = time.monotonic()
         looks = self._since is not None and now - self._since >= min(holder.lease / 2, 4.0)
         words = [holder.worker, holder.lease, holder.prefix, f" {waiting} " if waiting else "", int(looks)]
