@@ -141,7 +141,7 @@ class Consumer(Stock):  # type: ignore[misc]
         payload = json.loads(raw)
         queue = payload["properties"]["delivery_info"].get("routing_key", "")
         call = Held("", queue, names(raw), payload)
-        self.holder.set_aside(call, "lost its worker 3 times while it ran")  # type: ignore[union-attr]
+        self.holder.set_aside(call, held.LOST)  # type: ignore[union-attr]
 
     def _tell(self, call: Held, reason: str) -> None:
         """A call that is set aside has failed, for whoever waits for it and for what was to follow."""

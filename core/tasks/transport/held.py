@@ -28,6 +28,8 @@ from core.tasks.transport.scripts import passes, script
 
 logger = logging.getLogger("core.tasks")
 
+#: Why a call is set aside that has lost its worker too often, as in lost.lua.
+LOST = "lost its worker 3 times while it ran"
 #: Calls that one script ends.
 BATCH = 200
 LONGEST_PAUSE = 2.0

@@ -45,7 +45,7 @@ class Request(request.Request):  # type: ignore[misc]
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
-            self._ends("lost", "lost its worker 3 times while it ran")
+            self._ends("lost", held.LOST)
         elif not isinstance(error, Ignore | Reject | Retry | Terminated):
             self._ends("failed", f"failed: {type(error).__name__}: {error}")
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

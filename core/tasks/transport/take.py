@@ -11,6 +11,7 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any
 
+from celery.worker import state
 from redis.exceptions import ConnectionError, NoScriptError, RedisError
 
 from core.tasks.transport import message
@@ -133,8 +134,6 @@ class Taker:
 
     def _wake(self) -> bool:
         """Let the hub turn, and ask for more, if there is more; whether there is. Any thread may call this."""
-        from celery.worker import state
-
         if not self._more or self._channel._in_poll or self._closed or state.should_stop is not None:
             return False
         self._hub.call_soon(_nothing)
@@ -210,8 +209,6 @@ class Taker:
 
     def _deliver(self, queue: str, raw: bytes, tag: str, cancelled: bool) -> None:
         """Hand one message to the worker; what it cannot make a call of is set aside."""
-        from celery.worker import state
-
         call = self.holder.calls[tag] = Held(tag, queue)
         try:
             payload = call.message = message.read(raw)
