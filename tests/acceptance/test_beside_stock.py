@@ -79,7 +79,10 @@ def test_one_takes_over_from_the_other_while_calls_come(
     assert first.stop() == 0
 
     assert caller.wait(60) == 0, caller.text()
-    assert sorted(map(int, file.read_text().split())) == list(range(1000))
+    ran = [int(number) for number in file.read_text().split()]
+    assert sorted(set(ran)) == list(range(1000))
+    # Celery's own consumer, as it stops, gives back what a process of its pool has just begun. Ours does not.
+    assert len(ran) - 1000 <= (2 if old == "stock" else 0)
     assert "success in" in second.text()
     wait_until(lambda: not client.hlen("unacked") and not held(client), 10, "everything is acknowledged")
 

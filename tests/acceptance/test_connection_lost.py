@@ -113,6 +113,7 @@ def test_a_call_whose_taking_was_answered_into_the_void_runs(fresh: Project, poo
             "CELERY": json.dumps({"broker_transport_options": {"health_check_interval": 1, "socket_timeout": 2}}),
         }
         worker = fresh.worker("--pool", pool, "--concurrency", "1", "--queue", "default")
+        wait_until(lambda: client.info("clients")["blocked_clients"], 20, "it waits for calls")
         way.swallow()
         done = fresh.python("import asyncio\nfrom src.apps.probe.tasks import add\nasyncio.run(add.delay(1, 2))")
         assert done.returncode == 0, done.stderr

@@ -14,9 +14,10 @@ for i = 1, #calls, 2 do
   if not kept[calls[i]] then others[#others + 1] = {calls[i], calls[i + 1]} end
 end
 local count = all_back(ARGV[4], KEYS[2], others)
+-- A worker that ends says 0: what its connections still wait for takes nothing, until the server notices their end.
+redis.call('HSET', KEYS[2], 'connection', ARGV[3])
 if ARGV[2] == '0' then
-  redis.call('HDEL', KEYS[2], 'connection', 'waiting')
-else
-  redis.call('HSET', KEYS[2], 'connection', ARGV[3])
+  redis.call('HDEL', KEYS[2], 'waiting')
+  if redis.call('HLEN', KEYS[2]) == 1 then redis.call('EXPIRE', KEYS[2], 60) end
 end
 return count

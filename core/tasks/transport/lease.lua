@@ -18,7 +18,8 @@ elseif redis.call('HEXISTS', KEYS[2], 'waiting') == 1 then
 end
 
 local answer = {mine and tonumber(mine) > now and 1 or 0}
-if ARGV[5] ~= '1' then return answer end
+-- A request that waited in a server that was frozen asks of everybody whose lease ended meanwhile, its own with them.
+if ARGV[5] ~= '1' or answer[1] == 0 then return answer end
 for _, worker in ipairs(redis.call('ZRANGE', workers, '-inf', string.format('%.6f', now), 'BYSCORE')) do
   local held = prefix .. 'core-held-' .. worker
   local waiting = redis.call('HGET', held, 'waiting') or ''
@@ -43,7 +44,9 @@ for _, worker in ipairs(redis.call('ZRANGE', workers, '-inf', string.format('%.6
     end
   end
   local count = all_back(prefix, held, calls)
-  if scanned[1] == '0' then redis.call('HDEL', held, 'connection', 'waiting') end
+  if scanned[1] == '0' and redis.call('HGET', held, 'connection') ~= '0' then
+    redis.call('HDEL', held, 'connection', 'waiting')
+  end
   if count + #dead > 0 then answer[#answer + 1] = {worker, count, dead} end
   -- It may only have been away, and take more before it renews its lease.
   local ended = tonumber(redis.call('ZSCORE', workers, worker))

@@ -100,8 +100,9 @@ class Worker:
 
     def adopt(self, *kept: str, seconds: float = 60) -> int:
         """Say over a new connection what is still held; how many calls went back."""
-        self.connection, self._takes = self.connection + 1, 0
-        words = [self.name, seconds, self.connection, self.prefix, *kept]
+        if seconds:  # else it ends, and has no connection any more
+            self.connection, self._takes = self.connection + 1, 0
+        words = [self.name, seconds, self.connection if seconds else 0, self.prefix, *kept]
         return int(self.run("adopt", [f"{self.prefix}core-workers", self.key], words))
 
     def dies(self, ago: float = 1) -> None:

@@ -132,9 +132,26 @@ def test_a_lease_of_zero_seconds_ends_and_everything_goes_back(
     assert one.adopt(seconds=0) == 20
 
     assert waiting() == ids
-    assert redis.exists(one.key) == 0
+    assert redis.hkeys(one.key) == [b"connection"]
+    assert 0 < redis.ttl(one.key) <= 60
     assert redis.zscore(f"{prefix}core-workers", one.name) <= redis.time()[0] + 1
     assert other.lease() == []
+
+
+def test_a_worker_that_ends_takes_nothing_by_what_its_connections_still_wait_for(
+    one: Any, other: Any, send: Any, waiting: Any
+) -> None:
+    """The server sees a call that was given back before it sees that they are gone."""
+    send("a")
+    one.adopt()
+    one.take()
+    one.adopt(seconds=0)
+
+    assert one.take().calls == []
+    other.lease()
+    assert one.take().calls == []
+
+    assert waiting() == ["a"]
 
 
 def test_what_an_ended_worker_still_takes_goes_back(one: Any, other: Any, send: Any, waiting: Any) -> None:

@@ -63,6 +63,19 @@ def test_whoever_renews_in_time_or_late_keeps_its_own(one: Any, send: Any) -> No
     assert len(one.holds()) == 1
 
 
+def test_whose_own_lease_has_ended_takes_nobody_for_lost(one: Any, other: Any, send: Any, waiting: Any) -> None:
+    """All of them were away, as when the server was frozen: each is to have the time to come back."""
+    send("a")
+    one.take()
+    one.dies()
+    other.dies()
+
+    assert other.lease() == []
+    assert (waiting(), len(one.holds())) == ([], 1)
+
+    assert other.lease() == [(one.name, 1, [])]
+
+
 # What a lost worker held
 
 
