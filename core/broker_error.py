@@ -16,22 +16,26 @@ TLS = ("SSLCertVerificationError", "SSLError")
 
 def broker_error(error: BaseException, url: RedisURL | BrokerURL) -> CoreError:
     """One of our errors for what was raised: the server is away, does not let us in, or cannot be used."""
+    return _of_redis(_chain(error), url) if isinstance(url, RedisURL) else _of_another(_chain(error), url)
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what led to it, the outermost first."""
     chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    return _of_redis(chain, url) if isinstance(url, RedisURL) else _of_another(chain, url)
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
 
 
 def _of_redis(chain: list[BaseException], url: RedisURL) -> CoreError:
-    from redis.exceptions import AuthenticationError, RedisError, ResponseError
+    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
     for link in chain:
         text = str(link)
         if isinstance(link, _no_master()) and "AuthenticationError" in text:
             return ConfigurationError(f"The sentinels at {url} refuse the sentinel_password in REDIS_URL.")
-        if isinstance(link, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        if isinstance(link, AuthenticationError | NoPermissionError) or text.startswith(("NOAUTH", "WRONGPASS")):
             return ConfigurationError(f"Redis at {url} refuses the user or password in REDIS_URL ({reason(link)}).")
         if isinstance(link, ResponseError) and "DB index" in text:
             return ConfigurationError(f"Redis at {url} has no such database. Lower the number at the end of REDIS_URL.")
@@ -70,12 +74,7 @@ def _of_another(chain: list[BaseException], url: BrokerURL) -> CoreError:
             )
     # The driver's own words are outermost, unless a socket has said it more plainly.
     told = [link for link in chain if isinstance(link, OSError)] or chain[:1]
-    unreachable = BrokerUnreachable(str(url), "")
-    unreachable.args = (
-        f"The broker at {url} does not answer: {reason(told[-1])}. "
-        "Start it, or set TASK_BROKER_URL to one that is running.",
-    )
-    return unreachable
+    return BrokerUnreachable(f"The broker at {url}", reason(told[-1]), setting="TASK_BROKER_URL")
 
 
 def refuse_what_is_no_server(client: Any, url: RedisURL) -> None:
@@ -94,6 +93,15 @@ def refuse_what_is_no_server(client: Any, url: RedisURL) -> None:
         said = client.execute_command("HELLO")
     except ResponseError:
         return  # too old to know the command, or not allowed to be asked
+    judge(said, url)
+
+
+def judge(said: Any, url: RedisURL) -> None:
+    """Refuse what is no server by its answer to HELLO.
+
+    Raises:
+        ConfigurationError: Its keys are spread over several servers, or it is a sentinel.
+    """
     pairs = said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=False))
     mode = pairs.get(b"mode", pairs.get("mode", b""))
     if mode in (b"cluster", "cluster"):
@@ -132,9 +140,4 @@ def never_sent(error: BaseException) -> bool:
     """Whether an error of a write shows that nothing reached the server."""
     from redis.exceptions import ResponseError
 
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, ConnectionRefusedError | FileNotFoundError | ResponseError):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+    return any(isinstance(link, ConnectionRefusedError | FileNotFoundError | ResponseError) for link in _chain(error))

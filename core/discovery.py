@@ -125,11 +125,15 @@ def module_path(file: str, module: str) -> str:
         path = path.resolve()
         root = project_root(path.parent)
         if root and not any(path.is_relative_to(place) for place in _installed() if place.is_relative_to(root)):
-            parts = path.relative_to(root).with_suffix("").parts
-            return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+            return _dotted(path, root)
         if module == "__main__":
             return path.stem
     return module
+
+
+def _dotted(file: Path, root: Path) -> str:
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def add_to_path(root: Path) -> None:
@@ -162,12 +166,8 @@ def import_tasks(root: Path, modules: Sequence[str] = ()) -> list[ModuleType]:
     wanted: list[tuple[str, Path | None]] = []
     for place in TASK_PLACES:
         for file in sorted(root.glob(place)):
-            parts = file.relative_to(root).with_suffix("").parts
-            wanted.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), file))
-            if file.name == "__init__.py":
-                wanted += [
-                    (".".join([*parts[:-1], sub.stem]), sub) for sub in sorted(file.parent.glob("*.py")) if sub != file
-                ]
+            inside = sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else ()
+            wanted += [(_dotted(one, root), one) for one in dict.fromkeys((file, *inside))]
     wanted += [(name, None) for name in modules]
     if not wanted:
         raise TasksNotFound([*(str(root / place) for place in TASK_PLACES), "the setting task_modules"])

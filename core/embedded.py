@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from core import config
 from core.errors import ConfigurationError, EmbeddedServerError, NotRunning
@@ -44,7 +44,7 @@ class Server:
     @property
     def url(self) -> RedisURL:
         """Its socket, as a URL."""
-        return RedisURL(host=None, port=6379, socket=str(self.socket), db=0)
+        return RedisURL(socket=str(self.socket))
 
 
 def broker_url() -> RedisURL | BrokerURL:
@@ -120,7 +120,7 @@ def find(root: Path) -> Server | None:
     if info is None:
         return None
     name = info.get("server_name", "redis")
-    return Server(path, int(info["process_id"]), f"{name} {info.get(f'{name}_version', info['redis_version'])}")
+    return Server(path, info["process_id"], f"{name} {info.get(f'{name}_version', info['redis_version'])}")
 
 
 def stop(root: Path, timeout: float = 10.0) -> Server:
@@ -266,20 +266,14 @@ def server_binary() -> str:
     )
 
 
-def _ask(path: Path) -> dict[str, str] | None:
+def _ask(path: Path) -> dict[str, Any] | None:
     """The server's own account of itself, or None when nobody answers at this socket."""
+    from redis import RedisError
+
     try:
         if path.stat().st_uid not in (os.getuid(), 0):
             return None  # in a shared directory, somebody else's socket is not our server
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(1)
-            connection.connect(str(path))
-            connection.sendall(b"INFO server\r\n")
-            with connection.makefile("rb") as answer:
-                head = answer.readline()
-                if not head.startswith(b"$"):
-                    return None  # still loading its data
-                text = answer.read(int(head[1:])).decode()
-    except (OSError, ValueError):
+        with RedisURL(socket=str(path)).client(socket_timeout=1) as client:
+            return dict(client.info("server"))
+    except (OSError, RedisError):  # it may also still load its data
         return None
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

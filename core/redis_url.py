@@ -5,11 +5,12 @@ and each has another idea of what to do about certificates. A user writes one UR
 of them with the same meaning, and writes it for people without its password.
 """
 
+import re
 import ssl
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from core.errors import ConfigurationError
 
@@ -29,10 +30,10 @@ MASK = "********"
 class RedisURL:
     """Where a Redis or Valkey server is, and how to get in; with Sentinel, who knows where it is at the moment."""
 
-    host: str | None
-    port: int
-    socket: str | None
-    db: int
+    host: str | None = None
+    port: int = 6379
+    socket: str | None = None
+    db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: bool = False
@@ -116,14 +117,10 @@ class RedisURL:
             sentinel_password=MASK if self.sentinel_password else None,
         )
 
-    def _credentials(self, password: bool) -> str:
+    def _credentials(self, password: bool = True) -> str:
         user = quote(self.username or "", safe="")
         secret = f":{quote(self.password, safe='*')}" if self.password and password else ""
         return f"{user}{secret}@" if user or secret else ""
-
-    def _network(self, password: bool) -> str:
-        place = _place(str(self.host), self.port)
-        return f"{'rediss' if self.tls else 'redis'}://{self._credentials(password)}{place}/{self.db}"
 
     def _by_sentinel(self, passwords: int) -> str:
         return ";".join(
@@ -136,8 +133,8 @@ class RedisURL:
         if self.sentinels:
             return self._by_sentinel(len(self.sentinels))
         if self.socket:
-            return f"redis+socket://{self._credentials(True)}{quote(self.socket)}?virtual_host={self.db}"
-        return self._network(password=True)
+            return f"redis+socket://{self._credentials()}{quote(self.socket)}?virtual_host={self.db}"
+        return self.for_client()
 
     def for_results(self) -> str:
         """As Celery's result backend reads it: its reports mask the first password only, and it needs no other."""
@@ -153,7 +150,8 @@ class RedisURL:
         """As the Redis client reads it. With Sentinel no URL can say it to the client: see `client`."""
         if self.socket:
             return f"unix://{self._credentials(password)}{quote(self.socket)}?db={self.db}"
-        return self._network(password)
+        place = _place(str(self.host), self.port)
+        return f"{'rediss' if self.tls else 'redis'}://{self._credentials(password)}{place}/{self.db}"
 
     def tls_options(self) -> dict[str, Any] | None:
         """The certificate rules for a URL that asks for TLS, None for any other."""
@@ -184,39 +182,35 @@ class RedisURL:
         Args:
             options: Options of the Redis client beside those that the URL makes.
         """
+        from redis import Redis
+        from redis.sentinel import Sentinel
+
         options = {**self.timeouts(), **(self.tls_options() or {}), **options}
         if self.sentinels:
-            from redis.sentinel import Sentinel
-
-            asked: Any = Sentinel(self.sentinels, **self._by_way_of_sentinel(), **options)  # type: ignore[no-untyped-call]
-            return asked.master_for(self.master)
-        from redis import Redis
-
+            return self._watched(Sentinel, options).master_for(self.master)
         return Redis.from_url(self.for_client(), **options)
 
-    def async_client(self) -> Any:
-        """`client` for the running event loop. A connection that was silent for 25 s is tried before it is used."""
-        options: dict[str, Any] = {**self.timeouts(), **(self.tls_options() or {}), "health_check_interval": 25}
+    def async_client(self, **options: Any) -> Any:
+        """`client` for the running event loop, which can send commands on a connection that is subscribed."""
+        from redis.asyncio import Redis
+        from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+
+        class Pool(SentinelConnectionPool):
+            async def disconnect(self, inuse_connections: bool = True) -> None:
+                await super().disconnect(inuse_connections)
+                for one in self.sentinel_manager.sentinels:  # nobody else closes what they were asked over
+                    await one.aclose()
+
+        options = {**self.timeouts(), **(self.tls_options() or {}), "protocol": 3, **options}
         if not self.socket:
             options["socket_keepalive"] = True
         if self.sentinels:
-            from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-
-            class Pool(SentinelConnectionPool):
-                async def disconnect(self, inuse_connections: bool = True) -> None:
-                    await super().disconnect(inuse_connections)
-                    for one in self.sentinel_manager.sentinels:  # nobody else closes what they were asked over
-                        await one.aclose()
-
-            asked: Any = Sentinel(self.sentinels, **self._by_way_of_sentinel(), **options)  # type: ignore[no-untyped-call]
-            return asked.master_for(self.master, connection_pool_class=Pool)
-        from redis.asyncio import Redis
-
+            return self._watched(Sentinel, options).master_for(self.master, connection_pool_class=Pool)
         return Redis.from_url(self.for_client(), **options)
 
-    def _by_way_of_sentinel(self) -> dict[str, Any]:
-        options = {"username": self.username, "password": self.password, "db": self.db, "ssl": self.tls}
-        return {**options, "sentinel_kwargs": self.sentinel_options()}
+    def _watched(self, sentinel: Any, options: dict[str, Any]) -> Any:
+        options |= {"username": self.username, "password": self.password, "db": self.db, "ssl": self.tls}
+        return sentinel(self.sentinels, sentinel_kwargs=self.sentinel_options(), **options)
 
     def timeouts(self) -> dict[str, float]:
         """How long a Redis client waits, in seconds; a unix socket has no connecting phase, and no option for it."""
@@ -271,25 +265,15 @@ class BrokerURL:
 
     def __str__(self) -> str:
         """The broker for people: no user, no password."""
-        return ", ".join(self._for_people(urlsplit(one)) for one in self.text.split(";"))
-
-    @staticmethod
-    def _for_people(parts: SplitResult) -> str:
-        port = parts.port or OTHER_SCHEMES[parts.scheme][2]
-        place = _place(parts.hostname or "localhost", port) if port else ""
-        return f"{parts.scheme}://{place}{parts.path}"
+        shown = []
+        for parts in map(urlsplit, self.text.split(";")):
+            port = parts.port or OTHER_SCHEMES[parts.scheme][2]
+            shown.append(f"{parts.scheme}://{_place(parts.hostname or 'localhost', port) if port else ''}{parts.path}")
+        return ", ".join(shown)
 
     def masked(self) -> "BrokerURL":
         """The same place with a mask for each password."""
-        parts = [urlsplit(one) for one in self.text.split(";")]
-        return replace(self, text=";".join(self._masked(one) for one in parts))
-
-    @staticmethod
-    def _masked(parts: SplitResult) -> str:
-        user, _, place = parts.netloc.rpartition("@")
-        name, _, secret = user.partition(":")
-        netloc = f"{name}:{MASK}@{place}" if secret else parts.netloc
-        return urlunsplit((parts.scheme, netloc, parts.path, parts.query, parts.fragment))
+        return replace(self, text=re.sub(r"(://[^:@/]*:)[^/]+@", rf"\1{MASK}@", self.text))
 
     def for_celery(self) -> str:
         """As Celery's broker reads it."""

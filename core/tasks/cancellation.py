@@ -1,7 +1,9 @@
 """The mark in Redis that a call was cancelled: workers forget, Redis does not."""
 
+from functools import cache
 from typing import Any
 
+from core import embedded
 from core.tasks.celery_config import is_one_database
 
 #: Lua: `mark(key, seconds, delayed, id)` marks a call as cancelled, for as long as it may still come up: a call with
@@ -14,6 +16,18 @@ local function mark(key, seconds, delayed, id)
 end
 """
 _MARK = PRELUDE + "for at = 3, #ARGV do mark(KEYS[1] .. ARGV[at], tonumber(ARGV[1]), ARGV[2], ARGV[at]) end"
+
+
+def client(app: Any) -> Any:
+    """A client of the Redis that keeps the marks: where results are, or would be if they were in Redis."""
+    from celery.backends.redis import RedisBackend
+
+    return app.backend.client if isinstance(app.backend, RedisBackend) else _client()
+
+
+@cache
+def _client() -> Any:
+    return embedded.result_url().client()
 
 
 def cancel_key(conf: Any, task_id: str) -> str:
@@ -31,4 +45,4 @@ def delayed_key(conf: Any) -> str:
 def mark_all(app: Any, task_ids: list[str]) -> None:
     """Mark calls as cancelled. Raises what the Redis client raises."""
     words = [int(app.conf.result_expires), delayed_key(app.conf), *task_ids]
-    app.backend.client.eval(_MARK, 1, cancel_key(app.conf, ""), *words)
+    client(app).eval(_MARK, 1, cancel_key(app.conf, ""), *words)

@@ -1,9 +1,6 @@
 """The handle to one call: its status, its result, and how to cancel it."""
 
-import asyncio
-import json
 import sys
-from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import import_module
 from typing import Any, Generic, TypeVar
@@ -18,9 +15,10 @@ from core.errors import (
     TaskRevoked,
     TaskTimeout,
 )
-from core.tasks import bridge, cancellation, celery_app
+from core.tasks import bridge, celery_app
 from core.tasks.arguments import Arguments
-from core.tasks.listener import FINAL, listener
+from core.tasks.listener import FINAL
+from core.tasks.poller import results
 from core.tasks.retry import mark_from_call
 
 R_co = TypeVar("R_co", covariant=True)
@@ -48,25 +46,6 @@ _STATUS = {
     "FAILURE": TaskStatus.FAILED,
     "REVOKED": TaskStatus.FAILED,
 }
-
-# In one step: remember that the call is cancelled, and give it its outcome unless a worker has it already.
-_CANCEL = (
-    cancellation.PRELUDE
-    + """
-mark(KEYS[2], tonumber(ARGV[2]), ARGV[4], ARGV[5])
-local stored = redis.call('GET', KEYS[1])
-if stored then
-  local readable, meta = pcall(cjson.decode, stored)
-  local status = readable and meta.status or 'FAILURE'
-  if status ~= 'PENDING' and status ~= 'RETRY' and status ~= 'RECEIVED' then return status end
-end
-if ARGV[3] == '1' then
-  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-  redis.call('PUBLISH', KEYS[1], ARGV[1])
-end
-return 'PENDING'
-"""
-)
 
 
 class TaskResult(Generic[R_co]):
@@ -104,18 +83,20 @@ class TaskResult(Generic[R_co]):
             BrokerUnreachable: Redis does not answer.
         """
         self._refuse_ignored("status()")
-        meta = await (await listener()).read(self.id)
+        meta = await (await results()).read(self.id)
         return _STATUS.get(meta["status"], TaskStatus.RUNNING) if meta else TaskStatus.PENDING
 
     async def exists(self) -> bool:
-        """Whether a worker has touched the call. False for an id that nobody queued.
+        """Whether the call was queued. False for an id that nobody queued, and when its result is not kept any longer.
+
+        Before a worker has touched the call, this is known only where calls and results are in one database of Redis.
 
         Raises:
             ResultUnavailable: The task ignores its results.
             BrokerUnreachable: Redis does not answer.
         """
         self._refuse_ignored("exists()")
-        return await (await listener()).read(self.id) is not None
+        return await (await results()).read(self.id) is not None
 
     async def get(self, timeout: float | None = None) -> R_co:
         """Wait for the call to finish and return what the task returned.
@@ -136,16 +117,15 @@ class TaskResult(Generic[R_co]):
             isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < float("inf")
         ):
             raise OptionError(f"timeout={timeout!r} is not a number of seconds from 0 on.")
-        results = await listener()
+        waits = await results()
         meta: dict[str, Any] | None
         if timeout == 0:
-            meta = await results.read(self.id)
+            meta = await waits.read(self.id)
             if meta is None or meta["status"] not in FINAL:
                 raise ResultTimeout(self.id, 0)
         else:
             try:
-                async with asyncio.timeout(timeout):
-                    meta = await results.final(self.id)
+                meta = await waits.final(self.id, timeout)
             except TimeoutError:
                 raise ResultTimeout(self.id, timeout or 0) from None
         return self._outcome(meta)
@@ -169,14 +149,8 @@ class TaskResult(Generic[R_co]):
         Raises:
             BrokerUnreachable: Redis does not answer; whether the call is cancelled is open.
         """
-        results = await listener()
-        conf, expires = celery_app.get_app().conf, config.get_settings().task_result_expires
-        state = await results.command(
-            "EVAL", _CANCEL, 2, results.key(self.id), cancellation.cancel_key(conf, self.id),
-            json.dumps(_revoked(self.id)), expires, 0 if self._ignored else 1,
-            cancellation.delayed_key(conf), self.id,
-        )  # fmt: skip
-        if state.decode() in FINAL:
+        state = await (await results()).cancel(self.id, store=not self._ignored)
+        if state in FINAL:
             return False
         seconds = config.get_settings().task_publish_timeout
 
@@ -209,18 +183,6 @@ class TaskResult(Generic[R_co]):
             error.add_note(f"Traceback in the worker:\n{meta['traceback']}")
         mark_from_call(error)
         raise error
-
-
-def _revoked(task_id: str) -> dict[str, Any]:
-    """What Celery stores of a revoked call."""
-    return {
-        "status": "REVOKED",
-        "result": {"exc_type": "TaskRevokedError", "exc_message": ["cancelled"], "exc_module": "celery.exceptions"},
-        "traceback": None,
-        "children": [],
-        "date_done": datetime.now(UTC).isoformat(),
-        "task_id": task_id,
-    }
 
 
 def _revived(stored: Any, task: str) -> Exception:
