@@ -15,6 +15,7 @@ Exception
     ├── UnknownQueue              no task and no setting names this queue    (LookupError, exit 2)
     ├── TasksDisabled             task_enabled is False                      (exit 2)
     ├── PublishError              a call was not queued, or perhaps was
+    ├── PublishManyError          the same of many calls
     ├── BrokerUnreachable         Redis does not answer                      (ConnectionError, exit 69)
     ├── ResultUnavailable         this call's result is not kept, or cannot be read
     ├── ResultTimeout             get() stopped waiting                      (TimeoutError)
@@ -29,6 +30,7 @@ Exception
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 class TaskError(Exception):
@@ -171,17 +173,39 @@ class PublishError(CoreError):
         self.maybe_sent = maybe_sent
 
 
+class PublishManyError(CoreError):
+    """Calls of one `delay_many` were not queued, or the answer that says so is missing.
+
+    Each list holds results in the order of the calls; `__cause__` is the first call's own error.
+    """
+
+    def __init__(
+        self, task: str, reason: str, sent: Sequence[Any], maybe_sent: Sequence[Any], not_sent: Sequence[Any]
+    ) -> None:
+        super().__init__(
+            f"Of {len(sent) + len(maybe_sent) + len(not_sent):,} calls of {task} {len(sent):,} were queued, "
+            f"{len(maybe_sent):,} may have been and {len(not_sent):,} were not: {reason}"
+        )
+        #: The calls that were queued.
+        self.sent = sent
+        #: Those that may have been.
+        self.maybe_sent = maybe_sent
+        #: Those that were not.
+        self.not_sent = not_sent
+
+
 class BrokerUnreachable(CoreError, ConnectionError):
     """Redis did not answer where the settings say it is, or refused what it was asked."""
 
     exit_code = 69
 
-    def __init__(self, where: str, reason: str, *, answered: bool = False) -> None:
+    def __init__(self, where: str, reason: str, *, answered: bool = False, setting: str = "REDIS_URL") -> None:
+        what = f"No Redis answers at {where}" if setting == "REDIS_URL" else f"{where} does not answer"
         # ConnectionError is an OSError, which would read two arguments as an errno.
         super().__init__(
             f"Redis at {where} refuses: {reason}."
             if answered
-            else f"No Redis answers at {where}: {reason}. Start it, or set REDIS_URL to one that is running."
+            else f"{what}: {reason}. Start it, or set {setting} to one that is running."
         )
 
 

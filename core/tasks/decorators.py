@@ -17,15 +17,8 @@ from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar, overload
 from core import discovery
 from core.errors import CoreError, DuplicateTask, OptionError, TaskDefinitionError
 from core.tasks import celery_app, schedule
-from core.tasks.definition import (
-    CALL_OPTIONS,
-    PeriodicTask,
-    Schedule,
-    SyncPeriodicTask,
-    SyncTask,
-    Task,
-    TaskOptions,
-)
+from core.tasks.definition import PeriodicTask, Schedule, SyncPeriodicTask, SyncTask, Task
+from core.tasks.options import CALL_OPTIONS, TaskOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")

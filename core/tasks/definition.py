@@ -1,17 +1,20 @@
-"""What a task is once it is declared: its options, and the ways to call it."""
+"""What a task is once it is declared, and the ways to call it."""
 
+import asyncio
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import EllipsisType
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
-from uuid import uuid4
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from core import config
-from core.errors import OptionError
+from core.errors import ArgumentsError, OptionError, PublishManyError
 from core.tasks import bridge, celery_app, publish, runner
 from core.tasks.arguments import Arguments
+from core.tasks.context import current_or_none
+from core.tasks.envelope import Call, new_id
+from core.tasks.options import CALL_OPTIONS, CallOptions, TaskOptions, check_call_options
 from core.tasks.result import TaskResult
 from core.tasks.retry import RetryPolicy
 from core.tasks.timeout import Limit
@@ -19,111 +22,11 @@ from core.tasks.timeout import Limit
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
-#: Options of a call that `delay` reads from its keywords; no task parameter may have such a name.
-CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "priority", "task_id")
+#: The arguments of one call of `delay_many`.
+CallArguments = tuple[Any, ...] | Mapping[str, Any]
 
-#: Three centuries in seconds; what is longer than that, dates and timers cannot hold.
-LARGEST = 10_000_000_000
-
-
-def number(name: str, value: object, *, zero: bool, whole: bool = False) -> None:
-    """Refuse what is no number above zero, or from zero on: NaN, infinity and booleans too.
-
-    Raises:
-        OptionError: naming the option and the value.
-    """
-    kinds = int if whole else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
-    if not fits or not 0 <= value <= LARGEST or (value == 0 and not zero):  # type: ignore[operator]
-        what = "a whole number" if whole else "a number of seconds"
-        limit = f" up to {LARGEST:,}" if fits and value > 0 else ""  # type: ignore[operator]
-        raise OptionError(f"{name}={value!r} is not {what} {'from 0 on' if zero else 'above 0'}{limit}.")
-
-
-def text(name: str, value: object) -> None:
-    """Refuse what is no text, or empty, or has spaces around it.
-
-    Raises:
-        OptionError: naming the option and the value.
-    """
-    if not isinstance(value, str) or not value or value != value.strip():
-        raise OptionError(f"{name}={value!r} is not a name; write text without spaces around it.")
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """Every option of `@task` and `@periodic_task`; None, or `...` for the timeout, means the settings' default."""
-
-    name: str | None = None
-    queue: str | None = None
-    max_retries: int | None = None
-    retry_delay: float | None = None
-    retry_on: tuple[type[Exception], ...] = ()
-    retry_backoff: bool = False
-    timeout: float | EllipsisType | None = ...
-    ignore_result: bool = False
-    priority: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("name", "queue"):
-            if getattr(self, name) is not None:
-                text(name, getattr(self, name))
-        if self.max_retries is not None:
-            number("max_retries", self.max_retries, zero=True, whole=True)
-        if self.retry_delay is not None:
-            number("retry_delay", self.retry_delay, zero=True)
-        if self.timeout is not None and self.timeout is not ...:
-            number("timeout", self.timeout, zero=False)
-        if self.priority is not None:
-            _priority(self.priority)
-        for name in ("retry_backoff", "ignore_result"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name}={getattr(self, name)!r} is neither True nor False.")
-        kinds = self.retry_on if isinstance(self.retry_on, tuple | list) else (self.retry_on,)
-        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
-            raise OptionError(f"retry_on={self.retry_on!r} is not a tuple of exception classes.")
-        object.__setattr__(self, "retry_on", tuple(kinds))
-
-
-def _priority(value: object) -> None:
-    number("priority", value, zero=True, whole=True)
-    if value > 9:  # type: ignore[operator]
-        raise OptionError(f"priority={value!r} is not between 0 (first) and 9 (last).")
-
-
-class CallOptions(TypedDict, total=False):
-    """The options of one call."""
-
-    countdown: float
-    eta: datetime
-    expires: float | datetime
-    queue: str
-    priority: int
-    task_id: str
-
-
-def check_call_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of a call that mean nothing.
-
-    Raises:
-        OptionError: naming the option and the value.
-    """
-    for name, value in options.items():
-        if name in ("queue", "task_id"):
-            text(name, value)
-        elif name == "priority":
-            _priority(value)
-        elif name == "countdown":
-            number(name, value, zero=True)
-        elif isinstance(value, datetime):
-            if value.tzinfo is None:
-                raise OptionError(f"{name}={value!r} has no time zone; write datetime.now(UTC) + timedelta(...).")
-        elif name == "eta":
-            raise OptionError(f"eta={value!r} is not a datetime with a time zone; for seconds use countdown=.")
-        else:
-            number(name, value, zero=False)
-    if "countdown" in options and "eta" in options:
-        raise OptionError("A call takes countdown= or eta=, not both.")
+#: Seconds that `delay_many` encodes before others on the loop have their turn.
+LONGEST_TURN = 0.005
 
 
 class Task(Generic[P, R_co]):
@@ -228,9 +131,66 @@ class Task(Generic[P, R_co]):
         check_call_options(options)
         settings = config.get_settings()
         wire_args, wire_kwargs = self.arguments.encode(args, kwargs, settings.task_max_argument_bytes)
-        task_id = options.pop("task_id", None) or str(uuid4())
-        await publish.send(publish.Call(self, task_id, wire_args, wire_kwargs, options))
+        task_id = options.pop("task_id", None) or new_id()
+        await publish.send(Call(self, task_id, wire_args, wire_kwargs, options, current_or_none()))
+        return self._handle(task_id)
+
+    def _handle(self, task_id: str) -> TaskResult[R_co]:
         return TaskResult(task_id, self.arguments, ignored=self.options_declared.ignore_result)
+
+    async def delay_many(self, calls: Iterable[CallArguments]) -> list[TaskResult[R_co]]:
+        """Queue many calls in their order, many in a round trip, and return their handles in that order.
+
+        All are checked before any is sent. Type checkers cannot see whether the arguments fit the task: a
+        `ParamSpec` describes one call, and no collection of them.
+
+        Args:
+            calls: For each call a tuple of positional arguments, or a mapping of keyword arguments.
+
+        Raises:
+            ArgumentsError: A call does not fit the task or JSON, or is no tuple or mapping; it is named by its place,
+                `calls[0]` being the first. Nothing was sent.
+            TasksDisabled: `task_enabled` is False. Nothing was sent.
+            PublishManyError: No broker took all in time; it has those that were sent, perhaps sent and not sent.
+        """
+        return await self._send_many(calls, {})
+
+    async def _send_many(self, calls: Iterable[CallArguments], options: CallOptions) -> list[TaskResult[R_co]]:
+        if "task_id" in options:
+            raise OptionError(f"task_id={options['task_id']!r} is one id; delay_many gives each call its own.")
+        most, caller = config.get_settings().task_max_argument_bytes, current_or_none()
+        made: list[Call] = []
+        now = asyncio.get_running_loop().time
+        turn = now()
+        for number, call in enumerate(calls):
+            try:
+                if isinstance(call, tuple):
+                    wire_args, wire_kwargs = self.arguments.encode(call, {}, most)
+                elif isinstance(call, Mapping):
+                    wire_args, wire_kwargs = self.arguments.encode((), call, most)
+                else:
+                    kind = type(call).__name__
+                    raise ArgumentsError(f"a call is a tuple of arguments or a mapping of them, and no {kind}.")
+            except ArgumentsError as error:
+                raise ArgumentsError(f"calls[{number}]: {error}") from None
+            made.append(Call(self, new_id(), wire_args, wire_kwargs, dict(options), caller))
+            if now() > turn + LONGEST_TURN:
+                await asyncio.sleep(0)
+                turn = now()
+        done = await publish.send_many(made) if made else publish.Sent()
+        if done.error is not None:
+            kinds = ([self._handle(call.id) for call in some] for some in (done.sent, done.maybe_sent, done.not_sent))
+            raise PublishManyError(self.name, str(done.error), *kinds) from done.error
+        return [self._handle(call.id) for call in made]
+
+    def delay_many_sync(self, calls: Iterable[CallArguments]) -> list[TaskResult[R_co]]:
+        """`delay_many` for code without an event loop; it blocks until the calls are queued.
+
+        Raises:
+            SyncInLoop: This thread runs an event loop.
+        """
+        name = self.__name__
+        return bridge.run(self.delay_many(calls), f"{name}.delay_many_sync()", f"{name}.delay_many()")
 
     def delay_sync(self, *args: Any, **kwargs: Any) -> TaskResult[R_co]:
         """`delay` for code without an event loop; it blocks until the call is queued.
@@ -293,6 +253,7 @@ class Task(Generic[P, R_co]):
             runner.Body(
                 name=self.name,
                 function=self.function,
+                is_coroutine=inspect.iscoroutinefunction(self.function),
                 arguments=self.arguments,
                 policy=self.policy(),
                 limit=self.limit(),
@@ -325,6 +286,14 @@ class CallWith(Generic[P, R_co]):
     def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R_co]:
         """`delay` for code without an event loop."""
         return bridge.run(self.delay(*args, **kwargs), "delay_sync()", "delay()")
+
+    async def delay_many(self, calls: Iterable[CallArguments]) -> list[TaskResult[R_co]]:
+        """Queue many calls with these options, as the task's own `delay_many` does."""
+        return await self._task._send_many(calls, self._options)
+
+    def delay_many_sync(self, calls: Iterable[CallArguments]) -> list[TaskResult[R_co]]:
+        """`delay_many` for code without an event loop."""
+        return bridge.run(self.delay_many(calls), "delay_many_sync()", "delay_many()")
 
 
 @dataclass(frozen=True)

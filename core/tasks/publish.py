@@ -1,26 +1,24 @@
 """The caller's side: a call leaves this process for the broker."""
 
 import asyncio
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from core import config, embedded
 from core.broker_error import broker_error, never_sent
-from core.errors import BrokerUnreachable, ConfigurationError, PublishError, TasksDisabled
+from core.errors import BrokerUnreachable, ConfigurationError, CoreError, PublishError, TasksDisabled
+from core.redis_url import RedisURL
 from core.tasks import bridge, celery_app
-from core.tasks.context import current_or_none
+from core.tasks.envelope import Call, Envelope, Message, envelope
+from core.tasks.sender import MOST, NoAnswer, opened, sender
 
-
-@dataclass(frozen=True)
-class Call:
-    """One call, complete: checked, encoded, and with an id before anything is sent."""
-
-    task: celery_app.Declared
-    id: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-    #: Celery's options for this call: countdown, eta, expires, queue, priority.
-    options: dict[str, Any] = field(default_factory=dict)
+#: Calls that `send_many` gives to threads at once.
+IN_THREADS = 32
 
 
 async def send(call: Call) -> None:
@@ -32,58 +30,238 @@ async def send(call: Call) -> None:
         PublishError: No broker took it within `task_publish_timeout`. Its `maybe_sent` says whether the
             message may have arrived all the same.
     """
+    seconds = _seconds(call)
+    until = asyncio.get_running_loop().time() + seconds
+    way = _known(call) or await _learn(call, seconds)
+    if way.envelope is None:
+        await _by_thread(call, seconds, until)
+    elif errors := await _by_loop([call], way, seconds, until):
+        raise errors[0]
+
+
+@dataclass
+class Sent:
+    """What became of many calls, each list in their order."""
+
+    sent: list[Call] = field(default_factory=list)
+    maybe_sent: list[Call] = field(default_factory=list)
+    not_sent: list[Call] = field(default_factory=list)
+    #: The first error, after which nothing more was sent.
+    error: Exception | None = None
+
+
+async def send_many(calls: Sequence[Call]) -> Sent:
+    """Put calls of one task, with the same options, into their queue, in their order, until there is an error.
+
+    Raises:
+        TasksDisabled: `task_enabled` is False.
+        UnknownQueue: No task and no setting names the queue.
+    """
+    loop, seconds, done, at = asyncio.get_running_loop(), _seconds(calls[0]), Sent(), 0
+    while at < len(calls) and done.error is None:
+        until, chunk, errors = loop.time() + seconds, calls[at : at + MOST], dict[int, Exception]()
+        try:
+            way = _known(calls[0]) or await _learn(calls[0], seconds)
+            if way.envelope is not None:
+                errors = await _by_loop(chunk, way, seconds, until)
+            else:
+                chunk = chunk[:IN_THREADS]
+                outcomes = await asyncio.gather(
+                    *(_by_thread(call, seconds, until) for call in chunk), return_exceptions=True
+                )
+                errors = {n: error for n, error in enumerate(outcomes) if isinstance(error, Exception)}
+        except PublishError as error:
+            errors = dict.fromkeys(range(len(chunk)), error)
+        for number, call in enumerate(chunk):
+            failed = errors.get(number)
+            maybe = isinstance(failed, PublishError) and failed.maybe_sent
+            (done.sent if failed is None else done.maybe_sent if maybe else done.not_sent).append(call)
+        done.error = next(iter(errors.values()), None)
+        at += len(chunk)
+    done.not_sent += calls[at:]
+    return done
+
+
+def _seconds(call: Call) -> float:
     settings = config.get_settings()
     if not settings.task_enabled:
         raise TasksDisabled(f"{call.task.name} was not queued")
-    seconds = settings.task_publish_timeout
-    running = current_or_none()
-    lineage = {"parent_id": running.id, "root_id": running.root_id} if running else {}
+    return settings.task_publish_timeout
 
-    def publish(handoff: bridge.Handoff) -> None:
+
+@dataclass(frozen=True)
+class _Way:
+    """How the calls of one task that have the same options leave."""
+
+    #: Their message, where the loop itself sends it; None is by Celery's `apply_async` in a thread.
+    envelope: Envelope | None = None
+    url: Any = None
+    expires: int = 0
+    #: Celery's `before_task_publish` and `after_task_publish`.
+    before: Any = None
+    after: Any = None
+    #: The classes whose code sends calls in Celery, and that code.
+    classes: tuple[Any, ...] = ()
+    code: tuple[Any, ...] = ()
+
+    def is_open(self) -> bool:
+        """Whether the code is still the same: whoever has put something of theirs in its place wants to see calls."""
+        task, app, producer = self.classes
+        return self.code == (task.apply_async, app.send_task, producer.publish)
+
+
+_BY_THREAD = _Way()
+_ways: "WeakKeyDictionary[Any, dict[tuple[Any, ...], _Way]]" = WeakKeyDictionary()
+os.register_at_fork(after_in_child=_ways.clear)  # a message names the process that it comes from
+
+
+def _kind(call: Call) -> tuple[Any, ...]:
+    """What changes more of a message than each call does by itself."""
+    options = call.options
+    return (options.get("queue"), options.get("priority"), "expires" in options) if options else (None, None, False)
+
+
+def _known(call: Call) -> _Way | None:
+    """How this call leaves, if that is known without asking anybody."""
+    celery_task = celery_app.bound(call.task)
+    ways = _ways.get(celery_task) if celery_task is not None else None
+    way = ways.get(_kind(call)) if ways else None
+    return way if way is None or way.envelope is None or way.is_open() else _BY_THREAD
+
+
+async def _learn(call: Call, seconds: float) -> _Way:
+    """Find out how this call leaves, in a thread: it may import task modules, or start the development server."""
+
+    def learn(_: bridge.Handoff) -> _Way:
         if queue := call.options.get("queue"):
             celery_app.check_queue(queue)
+        celery_task = celery_app.celery_task(call.task)
+        conf, url, way = celery_task.app.conf, embedded.broker_url(), _BY_THREAD
+        ours = isinstance(url, RedisURL) and (conf.broker_write_url, conf.broker_use_ssl or None) == (
+            url.for_celery(), url.tls_options(),
+        )  # fmt: skip
+        from celery import Celery
+        from celery.signals import after_task_publish, before_task_publish
+        from kombu.messaging import Producer
+
+        classes = type(celery_task), Celery, Producer
+        code = classes[0].apply_async, Celery.send_task, Producer.publish
+        homes = "celery.app.task", "celery.app.base", "kombu.messaging"
+        celerys = all(
+            type(function) is FunctionType and function.__globals__["__name__"] == home
+            for function, home in zip(code, homes, strict=True)
+        )
+        if ours and celerys and (made := envelope(celery_task, call)):
+            import redis.asyncio  # noqa: F401  # it takes a while
+
+            expires = int(getattr(celery_task.app.backend, "expires", 0) or 0)
+            way = _Way(made, url, expires, before_task_publish, after_task_publish, classes, code)
+        _ways.setdefault(celery_task, {})[_kind(call)] = way
+        return way
+
+    with _told(call, seconds):
+        return await bridge.in_thread(learn, seconds)
+
+
+async def _by_loop(calls: Sequence[Call], way: _Way, seconds: float, until: float) -> dict[int, Exception]:
+    """Send calls from this loop; return the errors of those that were not sent, or perhaps not, by their number."""
+    assert way.envelope is not None
+    message, announced = way.envelope.message, list[Callable[[Any], None]]()
+
+    def make() -> list[Message]:
+        return [message(call) for call in calls]
+
+    if way.before.receivers or way.after.receivers:
+        pairs = [way.envelope.announced(call, way.before) for call in calls]
+        announced, make = [tell for _, tell in pairs], [message for message, _ in pairs].copy
+    try:
+        own = sender() or await opened(way.url, way.expires)
+        refused = await own.send(make, until)
+    except NoAnswer as none:
+        return {number: _unsent(call, none.cause, none.written, seconds) for number, call in enumerate(calls)}
+    for number, tell in enumerate(announced):
+        if number not in refused:
+            tell(way.after)
+    return {number: _unsent(calls[number], text, False, seconds) for number, text in refused.items()}
+
+
+async def _by_thread(call: Call, seconds: float, until: float) -> None:
+    """Let Celery itself send a call, in a thread."""
+
+    def publish(handoff: bridge.Handoff) -> None:
         producer = celery_app.producer()
         celery_task = celery_app.celery_task(call.task)
         if not handoff.begin():
             return  # nobody waits for it any more: it must not be sent
         try:
-            celery_task.apply_async(
-                call.args,
-                call.kwargs,
-                task_id=call.id,
-                producer=producer,
-                event_dispatcher=celery_app.event_dispatcher(),
-                retry=False,
-                **lineage,
-                **call.options,
-            )
+            with celery_task.app.amqp.as_current():
+                celery_task.apply_async(
+                    call.args,
+                    call.kwargs,
+                    task_id=call.id,
+                    producer=producer,
+                    event_dispatcher=celery_app.event_dispatcher(),
+                    retry=False,
+                    **call.lineage(),
+                    **call.options,
+                )
         except Exception:
             celery_app.drop_producer()
             raise
 
-    try:
-        await bridge.in_thread(publish, seconds)
-    except bridge.NotInTime as late:
-        advice = "" if late.begun else " Start it, or set REDIS_URL to one that is running."
-        reason = f"no broker answered at {_where()} within {seconds:g} s.{advice}"
-        raise PublishError(call.task.name, call.id, reason, maybe_sent=late.begun) from None
-    except (BrokerUnreachable, ConfigurationError) as error:
-        if isinstance(error, ConfigurationError) and error.__cause__ is None:
-            raise  # the project's own mistake, which has nothing to do with this call
-        raise PublishError(call.task.name, call.id, str(error), maybe_sent=False) from error
-    except _broker_errors() as error:
-        known = broker_error(error, await asyncio.to_thread(embedded.broker_url))
-        raise PublishError(call.task.name, call.id, str(known), maybe_sent=not never_sent(error)) from error
+    with _told(call, seconds):
+        await bridge.in_thread(publish, until - asyncio.get_running_loop().time())
 
 
-def _where() -> str:
-    """Where the broker is, for a message, without asking whether it is there."""
-    url = config.get_settings().broker_url
-    return str(url) if url else "the development server"
-
-
-def _broker_errors() -> tuple[type[Exception], ...]:
+@contextmanager
+def _told(call: Call, seconds: float) -> Iterator[None]:
+    """Tell what happens in a thread as an error of this call."""
     from kombu.exceptions import OperationalError
     from redis.exceptions import RedisError
 
-    return OperationalError, RedisError, OSError
+    try:
+        yield
+        return
+    except bridge.NotInTime as late:
+        failed = _unsent(call, None, late.begun, seconds)
+    except (BrokerUnreachable, ConfigurationError, OperationalError, RedisError, OSError) as error:
+        failed = _unsent(call, error, True, seconds)
+    raise failed
+
+
+def _unsent(call: Call, cause: Exception | str | None, maybe: bool, seconds: float) -> Exception:
+    """The error of a call that did not arrive, or perhaps did.
+
+    Args:
+        cause: What happened, or what Redis answered; None is that there was no more time.
+        maybe: Whether it may have arrived, as far as *cause* does not tell.
+        seconds: How long it took, at most.
+    """
+    if cause is None:
+        advice = "" if maybe else " Start it, or set REDIS_URL to one that is running."
+        reason = f"no broker answered at {_where()} within {seconds:g} s.{advice}"
+        return PublishError(call.task.name, call.id, reason, maybe_sent=maybe)
+    from kombu.exceptions import OperationalError
+    from redis.exceptions import RedisError, ResponseError
+
+    cause = ResponseError(cause) if isinstance(cause, str) else cause
+    away = isinstance(cause, BrokerUnreachable) or (isinstance(cause, ConfigurationError) and cause.__cause__)
+    if not away and not isinstance(cause, RedisError | OperationalError | OSError):
+        return cause  # the project's own mistake, which has nothing to do with this call
+    known = cause if isinstance(cause, CoreError) else broker_error(cause, _address())
+    maybe = maybe and cause is not known and not never_sent(cause)
+    error = PublishError(call.task.name, call.id, str(known), maybe_sent=maybe)
+    error.__cause__ = cause
+    return error
+
+
+def _address() -> Any:
+    """Where the broker is, without asking whether it is there."""
+    root = config.get_project().root
+    return config.get_settings().broker_url or RedisURL(host=None, port=0, socket=str(embedded.socket_path(root)), db=0)
+
+
+def _where() -> str:
+    """Where the broker is, for a message."""
+    url = config.get_settings().broker_url
+    return str(url) if url else "the development server"

@@ -40,7 +40,7 @@ async def test_a_call_runs_in_the_worker_and_its_result_comes_back() -> None:
 def test_delay_is_a_coroutine_function_to_every_tool() -> None:
     from src.apps.probe.tasks import add, add_sync
 
-    for delay in (add.delay, add_sync.delay, add.options().delay):
+    for delay in (add.delay, add_sync.delay, add.options().delay, add.delay_many, add.options().delay_many):
         assert inspect.iscoroutinefunction(delay)
 
 
@@ -110,9 +110,11 @@ def test_a_plain_script_calls_and_waits_without_a_loop(example: Project) -> None
 from src.apps.probe.tasks import add, add_sync
 
 print(add.delay_sync(2, 3).get_sync(timeout=20), add_sync.options(priority=1).delay_sync(1).get_sync(timeout=20))
+many = [*add.delay_many_sync([(1,), (2,)]), *add.options(priority=1).delay_many_sync([{"a": 3}])]
+print([call.get_sync(timeout=20) for call in many])
 """)
 
-    assert (done.stdout, done.returncode) == ("5 2\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("5 2\n[2, 3, 4]\n", 0), done.stderr
 
 
 @pytest.mark.usefixtures("worker")
@@ -128,6 +130,8 @@ async def test_a_blocking_call_under_a_running_loop_is_refused_with_what_to_awai
 
     with pytest.raises(SyncInLoop, match=r"add\.delay_sync\(\) would block .* `await add\.delay\(\)`"):
         add.delay_sync(1)
+    with pytest.raises(SyncInLoop, match=r"`await add\.delay_many\(\)`"):
+        add.delay_many_sync([(1,)])
     with pytest.raises(SyncInLoop, match=r"`await get\(\)`"):
         TaskResult.from_id("some-id").get_sync()
 

@@ -10,7 +10,8 @@ from pydantic import SecretStr
 from core.config import Settings, configure
 from core.errors import ArgumentsError, OptionError, SyncInLoop, TasksDisabled
 from core.tasks import TaskResult, task
-from core.tasks.definition import CALL_OPTIONS, Task, TaskOptions
+from core.tasks.definition import Task
+from core.tasks.options import CALL_OPTIONS, TaskOptions
 
 NAN, INFINITE = float("nan"), float("inf")
 NOW = datetime.now(UTC)
@@ -91,8 +92,8 @@ BAD_OPTIONS = [
     *[("countdown", value) for value in (-1, NAN, INFINITE, -INFINITE, True, False, "60", None, 1e20, timedelta(1))],
     *[("expires", value) for value in (0, -1, NAN, INFINITE, True, "60", None, 1e20)],
     *[("priority", value) for value in (-1, 10, 1.5, NAN, True, "1", None)],
-    *[("queue", value) for value in ("", " ", " emails", 3, True, None)],
-    *[("task_id", value) for value in ("", " ", 3, True, None)],
+    *[("queue", value) for value in ("", " ", " emails", "\ud800", 3, True, None)],
+    *[("task_id", value) for value in ("", " ", "\ud800", 3, True, None)],
     *[("eta", value) for value in (60, NAN, True, "2025-01-01", None, datetime(2025, 1, 1))],
     ("expires", datetime(2025, 1, 1)),
 ]

@@ -1,0 +1,254 @@
+"""Sends messages from an event loop: one connection for each loop, and calls that come together share a round trip.
+
+What comes while a round trip is under way goes with the next one; a lone call goes at once. Nothing waits for a timer.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from core import embedded
+from core.broker_error import judge
+from core.redis_url import RedisURL
+from core.tasks.envelope import Message
+
+#: When a round trip has this many messages, or characters of them, what else waits goes with the next one.
+MOST, LARGEST = 200, 1_000_000
+#: Seconds that the server has for an answer, and of silence after which a connection is made anew: what lies between
+#: may have forgotten it.
+ANSWER, SILENCE = 5.0, 25.0
+
+# Each message is pushed by itself: one that is refused does not take the others with it. The answer names those.
+_SEND = """
+local refused = {}
+for i = 1, #KEYS, 2 do
+  local pushed = redis.pcall('LPUSH', KEYS[i], ARGV[i + 1])
+  if type(pushed) == 'table' then
+    refused[#refused + 1] = (i - 1) / 2
+    refused[#refused + 1] = pushed.err
+  elseif KEYS[i + 1] ~= '' then
+    redis.pcall('SET', KEYS[i + 1], ARGV[i + 2], 'NX', 'EX', ARGV[1])
+  end
+end
+return refused
+"""
+
+
+class NoAnswer(Exception):
+    """Nobody said that the messages have arrived."""
+
+    def __init__(self, written: bool, cause: Exception | None) -> None:
+        super().__init__(written, cause)
+        #: Whether they may have arrived all the same.
+        self.written = written
+        #: What happened; None when there was no more time.
+        self.cause = cause
+
+
+class _Parcel:
+    """Messages of one caller, which travel together."""
+
+    def __init__(self, make: Callable[[], Sequence[Message]], until: float) -> None:
+        self.make = make
+        self.until = until
+        self.messages: Sequence[Message] = ()
+        self.answer: asyncio.Future[dict[int, str]] = asyncio.get_running_loop().create_future()
+        self.written = False
+
+    def fail(self, cause: Exception | None) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(NoAnswer(self.written, cause))
+
+
+class Sender:
+    """The connection of one event loop, and what waits to be sent over it."""
+
+    def __init__(self, url: RedisURL, expires: int) -> None:
+        """Args:
+        url: Where the broker is.
+        expires: Seconds for which Redis keeps that a call exists.
+        """
+        self._url, self._expires = url, expires
+        self._client = url.async_client(socket_timeout=None)
+        self._connection: Any = None
+        self._heard = 0.0
+        #: What has no answer yet, and of that what was not written yet, each in its order.
+        self._open: dict[_Parcel, None] = {}
+        self._waiting: dict[_Parcel, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._end: AsyncGenerator[None, None] | None = None
+
+    async def open(self) -> None:
+        """Close the connection when the running loop ends."""
+
+        async def until_the_end() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                await self._client.aclose()
+
+        # A loop that ends closes its asynchronous generators; there is no other word of its end.
+        self._end = until_the_end()
+        await anext(self._end)
+
+    async def send(self, make: Callable[[], Sequence[Message]], until: float) -> dict[int, str]:
+        """Push messages to their lists; return what Redis says of those that it refused, by their number.
+
+        A caller that is cancelled before its messages are written has not sent them.
+
+        Args:
+            make: Makes the messages; called right before they are written.
+            until: When this has to be done, as the loop counts time.
+
+        Raises:
+            NoAnswer: The time passed, or the connection was lost, or there was none.
+        """
+        parcel = _Parcel(make, until)
+        self._open[parcel] = self._waiting[parcel] = None
+        if self._timer is None or until < self._timer.when():
+            self._look_at_the_time()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="core-tasks-sender")
+        try:
+            return await parcel.answer
+        finally:
+            del self._open[parcel]
+            self._waiting.pop(parcel, None)
+
+    def _look_at_the_time(self) -> None:
+        """Give up what has no time left, and look again when the next one has none."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+        for parcel in [parcel for parcel in self._open if parcel.until <= loop.time()]:
+            parcel.fail(None)
+        left = [parcel.until for parcel in self._open if not parcel.answer.done()]
+        self._timer = loop.call_at(min(left), self._look_at_the_time) if left else None
+
+    async def _run(self) -> None:
+        """Send what waits, until nothing does."""
+        parcels: list[_Parcel] = []
+        try:
+            while self._waiting:
+                broken = True
+                try:
+                    async with asyncio.timeout(ANSWER):
+                        connection = await self._connected()
+                    if parcels := self._next():
+                        async with asyncio.timeout(ANSWER):
+                            refused = await self._trip(connection, parcels)
+                        _settle(parcels, refused)
+                        broken = bool(refused)  # perhaps it is a replica by now
+                except Exception as error:
+                    for parcel in parcels or list(self._waiting):
+                        parcel.fail(error)
+                        self._waiting.pop(parcel, None)
+                parcels = []
+                if broken:
+                    await self._disconnect()
+        finally:
+            for parcel in [*parcels, *self._waiting]:
+                parcel.fail(None)
+
+    def _next(self) -> list[_Parcel]:
+        """Take what goes with the next round trip. From here on it may arrive."""
+        parcels: list[_Parcel] = []
+        count = size = 0
+        while self._waiting and count < MOST and size < LARGEST:
+            parcel = next(iter(self._waiting))
+            if parcel.answer.done():  # its caller has given up in this very turn
+                del self._waiting[parcel]
+                continue
+            parcel.messages = parcel.make()
+            del self._waiting[parcel]
+            parcel.written = True
+            parcels.append(parcel)
+            count += len(parcel.messages)
+            size += sum(len(message.text) for message in parcel.messages)
+        return parcels
+
+    async def _trip(self, connection: Any, parcels: list[_Parcel]) -> list[Any]:
+        keys: list[str] = []
+        words: list[str | int] = [self._expires]
+        for parcel in parcels:
+            for message in parcel.messages:
+                keys += (message.queue, message.result)
+                words += (message.text, message.pending)
+        packed = connection.pack_command("EVAL", _SEND, len(keys), *keys, *words)
+        await connection.send_packed_command(packed, check_health=False)
+        answer = await connection.read_response()
+        self._heard = asyncio.get_running_loop().time()
+        return list(answer)
+
+    async def _connected(self) -> Any:
+        """The connection, which is open as far as can be seen without asking.
+
+        Raises:
+            Exception: It cannot be opened.
+        """
+        connection, now = self._connection, asyncio.get_running_loop().time()
+        if connection is not None and connection.is_connected:
+            # What the server has closed can be read, and is at its end. The older name goes away with redis 9.
+            closed = getattr(connection, "can_read", None) or connection.can_read_destructive
+            if now < self._heard + SILENCE and not await closed():
+                return connection
+            await self._disconnect()
+        if embedded.is_default():
+            await asyncio.to_thread(embedded.broker_url)  # it may have been stopped since
+        if connection is None:
+            connection = self._connection = await self._client.connection_pool.get_connection()
+        else:
+            await connection.connect()
+        await self._check(connection)
+        self._heard = now
+        return connection
+
+    async def _check(self, connection: Any) -> None:
+        """Refuse what is no server to send to."""
+        from redis.exceptions import ResponseError
+
+        await connection.send_command("HELLO")
+        with suppress(ResponseError):  # too old to know the command, or not allowed to be asked
+            judge(await connection.read_response(), self._url)
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+
+
+def _settle(parcels: list[_Parcel], refused: list[Any]) -> None:
+    """Tell each sender which of its messages were refused."""
+    said = {int(number): _text(text) for number, text in zip(refused[::2], refused[1::2], strict=True)}
+    first = 0
+    for parcel in parcels:
+        after = first + len(parcel.messages)
+        if not parcel.answer.done():
+            parcel.answer.set_result({n - first: text for n, text in said.items() if first <= n < after})
+        first = after
+
+
+def _text(said: str | bytes) -> str:
+    return said.decode(errors="replace") if isinstance(said, bytes) else said
+
+
+_senders: "WeakKeyDictionary[asyncio.AbstractEventLoop, Sender]" = WeakKeyDictionary()
+
+
+def sender() -> Sender | None:
+    """The running loop's sender, if it has one."""
+    return _senders.get(asyncio.get_running_loop())
+
+
+async def opened(url: RedisURL, expires: int) -> Sender:
+    """The running loop's sender, made if need be."""
+    loop = asyncio.get_running_loop()
+    if loop not in _senders:
+        for other in [reference() for reference in _senders.keyrefs()]:  # another thread may add its own
+            if other is not None and other.is_closed():
+                _senders.pop(other, None)  # it was closed with its connection open, which holds on to it
+        _senders[loop] = Sender(url, expires)
+        await _senders[loop].open()
+    return _senders[loop]
