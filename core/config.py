@@ -137,12 +137,26 @@ class Settings(BaseSettings):
     task_worker_stuck_after: Seconds = Field(
         default=300.0, description="Seconds after which a worker that does not react any more exits, with code 70."
     )
-    task_worker_pool: Literal["prefork", "threads"] = Field(
-        default="prefork",
-        description="`prefork`: a process per call at once. `threads`: one process, for tasks that wait.",
+    task_slow_callback: Seconds = Field(
+        default=1.0,
+        description="Seconds for which a body may block the event loop before the log names it, with the place in its "
+        "code (asyncio and threads).",
+    )
+    task_worker_pool: Literal["asyncio", "prefork", "threads"] = Field(
+        default="asyncio",
+        description="`asyncio`: coroutines share event loops. `prefork`: a process per call at once. `threads`: a "
+        "thread per call at once.",
     )
     task_worker_concurrency: Count | None = Field(
-        default=None, description="Calls at once in a worker. Unset: the number of cores (prefork) or 50 (threads)."
+        default=None,
+        description="Calls at once in a worker. Unset: 100 (asyncio), the number of cores (prefork) or 50 (threads).",
+    )
+    task_worker_processes: Count | None = Field(
+        default=None,
+        description="Processes that a worker's calls are spread over (asyncio). Unset: one for each core.",
+    )
+    task_worker_threads: Count = Field(
+        default=32, description="Plain functions at once in each process (asyncio); each takes a thread."
     )
     task_shutdown_timeout: Seconds = Field(
         default=25.0, description="Seconds a stopping worker lets calls finish before it puts them back."

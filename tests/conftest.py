@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import Process, Project, project, sweep
 
-POOLS = ("prefork", "threads")
+POOLS = ("asyncio", "prefork", "threads")
 
 
 def pytest_configure(config: pytest.Config) -> None:

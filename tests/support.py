@@ -151,8 +151,8 @@ class Project:
         return process
 
     def worker(self, *options: str, **environment: str) -> Process:
-        """Start `core runworker` and wait until it serves."""
-        process = self.start("core", "runworker", *options, **environment)
+        """Start `core runworker`, of one process unless it is told otherwise, and wait until it serves."""
+        process = self.start("core", "runworker", *options, **{"TASK_WORKER_PROCESSES": "1", **environment})
         process.wait_for("serving ")
         return process
 

@@ -160,7 +160,7 @@ def test_a_wrong_variable_is_named_with_field_value_and_reason(shared: Project) 
     assert found["error"].splitlines() == [
         "The settings cannot be used.",
         "  AppSettings.task_publish_timeout = '-3' (variable TASK_PUBLISH_TIMEOUT): Input should be greater than 0",
-        "  AppSettings.task_worker_pool = 'gevent' (variable TASK_WORKER_POOL): Input should be 'prefork' or 'threads'",
+        "  AppSettings.task_worker_pool = 'gevent' (variable TASK_WORKER_POOL): Input should be 'asyncio', 'prefork' or 'threads'",
     ]
 
 
@@ -185,7 +185,7 @@ def test_a_wrong_default_in_the_class_is_named_with_field_value_and_reason(share
         "AppSettings.task_default_timeout = 0: Input should be greater than 0",
         "AppSettings.task_timezone = 'Mars/Phobos': there is no time zone 'Mars/Phobos'; write one like Europe/Berlin",
         "AppSettings.task_queues = ['a', ' b']: a queue has a name without spaces around it",
-        "AppSettings.task_worker_pool = 'gevent': Input should be 'prefork' or 'threads'",
+        "AppSettings.task_worker_pool = 'gevent': Input should be 'asyncio', 'prefork' or 'threads'",
     ]
 
 

@@ -16,7 +16,7 @@ from support import Process, Project, wait_until
 import core.tasks
 from core import errors
 from core.config import Settings
-from core.tasks.definition import CALL_OPTIONS, TaskOptions
+from core.tasks.options import CALL_OPTIONS, TaskOptions
 from core.tasks.retry import RetryPolicy
 
 ROOT = Path(__file__).parent.parent

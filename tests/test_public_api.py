@@ -29,6 +29,7 @@ NAMES = [
     "PeriodicTask",
     "ProjectImportError",
     "PublishError",
+    "PublishManyError",
     "ResultTimeout",
     "ResultUnavailable",
     "SettingsNotFound",
@@ -47,6 +48,7 @@ NAMES = [
     "current",
     "periodic_task",
     "task",
+    "worker_lifespan",
 ]
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(core.__path__, "core.") if module.name != "core.celery"

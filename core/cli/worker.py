@@ -6,12 +6,12 @@ import click
 
 from core.cli.main import Options
 
-POOLS = ("prefork", "threads")
+POOLS = ("asyncio", "prefork", "threads")
 
 
 def _positive(_context: click.Context, _parameter: click.Parameter, value: int | None) -> int | None:
     if value is not None and value < 1:
-        raise click.BadParameter(f"{value} is not a number of calls; it starts at 1.")
+        raise click.BadParameter(f"{value} is not a number from 1 on.")
     return value
 
 
@@ -32,14 +32,23 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     callback=_positive,
     show_envvar=True,
     metavar="N",
-    help="Calls at once. Default: task_worker_concurrency, else the cores (prefork) or 50 (threads).",
+    help="Calls at once, in all. Default: task_worker_concurrency, else 100 (asyncio), the cores (prefork) or "
+    "50 (threads).",
+)
+@click.option(
+    "--processes",
+    type=int,
+    callback=_positive,
+    show_envvar=True,
+    metavar="P",
+    help="Processes that the calls are spread over (asyncio). Default: task_worker_processes, else the cores.",
 )
 @click.option(
     "--pool",
     type=click.Choice(POOLS),
     show_envvar=True,
-    help="prefork: a process a call, for any task. threads: one process, for tasks that mostly wait. "
-    "Default: task_worker_pool.",
+    help="asyncio: coroutines share event loops. prefork: a process a call, for work that computes or may crash. "
+    "threads: a thread a call, for plain functions that wait. Default: task_worker_pool, else asyncio.",
 )
 @click.option(
     "--loglevel",
@@ -54,6 +63,7 @@ def command(
     options: Options,
     queue: tuple[str, ...],
     concurrency: int | None,
+    processes: int | None,
     pool: str | None,
     loglevel: str,
     celery_options: tuple[str, ...],
@@ -67,5 +77,12 @@ def command(
     from core.tasks import worker
 
     sys.exit(
-        worker.run(queues=queue, concurrency=concurrency, pool=pool, loglevel=loglevel.upper(), extra=celery_options)
+        worker.run(
+            queues=queue,
+            concurrency=concurrency,
+            pool=pool,
+            processes=processes,
+            loglevel=loglevel.upper(),
+            extra=celery_options,
+        )
     )

@@ -17,6 +17,7 @@ from core.errors import (
     OutsideTask,
     ProjectImportError,
     PublishError,
+    PublishManyError,
     ResultTimeout,
     ResultUnavailable,
     SettingsNotFound,
@@ -33,6 +34,7 @@ from core.errors import (
 from core.tasks.context import CurrentTask, current
 from core.tasks.decorators import periodic_task, task
 from core.tasks.definition import PeriodicTask, Task
+from core.tasks.resources import worker_lifespan
 from core.tasks.result import TaskResult, TaskStatus
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "PeriodicTask",
     "ProjectImportError",
     "PublishError",
+    "PublishManyError",
     "ResultTimeout",
     "ResultUnavailable",
     "SettingsNotFound",
@@ -68,4 +71,5 @@ __all__ = [
     "current",
     "periodic_task",
     "task",
+    "worker_lifespan",
 ]

@@ -3,6 +3,7 @@
 Celery calls a task as a plain function on a plain thread, and our tasks are coroutines.
 `run()` carries a coroutine from that thread to this process's event loop and waits for it;
 `in_thread()` goes the other way and keeps Celery's blocking calls off the caller's loop.
+Where a pool runs Celery on the loop itself, `wait()` and `aside()` ask it to suspend the call instead.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from core.errors import SyncInLoop
@@ -128,12 +130,83 @@ def run(body: Coroutine[Any, Any, T], blocking: str = "this call", instead: str 
     Raises:
         SyncInLoop: This thread runs an event loop, which would stand still meanwhile.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _on_a_loop():
         return submit(body).result()
     body.close()
     raise SyncInLoop(blocking, instead)
+
+
+#: Called on the loop with what to call at the end, once: with a value, or with an error.
+Begin = Callable[[Callable[[Any, BaseException | None], None]], object]
+
+
+class _Suspending:
+    """How a pool that runs Celery's calls on the loop itself lets one of them wait, if this process has such a pool."""
+
+    #: Whether what runs here is such a call; and how it waits.
+    here: Callable[[], bool] = staticmethod(lambda: False)
+    wait: Callable[[Begin, bool], Any]
+
+
+_suspending = _Suspending()
+
+
+def suspend_with(here: Callable[[], bool], wait: Callable[[Begin, bool], Any]) -> None:
+    """Let calls that run on the loop wait without holding it up.
+
+    Args:
+        here: Whether the code that asks runs in such a call.
+        wait: Lets it wait; the second argument is whether that is for the task's body, which can be stopped.
+    """
+    _suspending.here, _suspending.wait = here, wait
+
+
+def wait(begin: Begin) -> Any:
+    """Call *begin* on this process's event loop, and wait until it says how that ended, from Celery's side."""
+    if _suspending.here():
+        return _suspending.wait(begin, True)
+    future: Future[Any] = Future()
+
+    def done(value: Any, error: BaseException | None) -> None:
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    if _on_a_loop():
+        raise SyncInLoop("apply()", "delay()")
+    loop().call_soon_threadsafe(begin, done)
+    return future.result()
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def aside(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Do blocking work on Celery's side; where that is the loop, in a thread, with the context variables of here."""
+    if not _suspending.here():
+        return work(*args, **kwargs)
+    context = contextvars.copy_context()
+
+    def begin(done: Callable[[Any, BaseException | None], None]) -> None:
+        future = asyncio.get_running_loop().run_in_executor(_threads(), partial(context.run, work, *args, **kwargs))
+        future.add_done_callback(lambda _: done(*outcome(future)))
+
+    result: T = _suspending.wait(begin, False)
+    return result
+
+
+def outcome(future: "asyncio.Future[Any]") -> tuple[Any, BaseException | None]:
+    """What a future that is done has come to: a value, or an error."""
+    if future.cancelled():
+        return None, asyncio.CancelledError()
+    error = future.exception()
+    return (None, error) if error is not None else (future.result(), None)
 
 
 class Handoff:
@@ -179,13 +252,8 @@ async def in_thread(work: Callable[[Handoff], T], timeout: float) -> T:
     Raises:
         NotInTime: The deadline passed.
     """
-    process = _process
-    with process.lock:
-        if process.executor is None:
-            process.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="core-tasks")
-        executor = process.executor
     handoff = Handoff()
-    future = asyncio.wrap_future(executor.submit(contextvars.copy_context().run, work, handoff))
+    future = asyncio.wrap_future(_threads().submit(contextvars.copy_context().run, work, handoff))
     try:
         done, _ = await asyncio.wait({future}, timeout=timeout)
     except asyncio.CancelledError:
@@ -196,6 +264,14 @@ async def in_thread(work: Callable[[Handoff], T], timeout: float) -> T:
         future.add_done_callback(_forget)
         raise NotInTime(begun=not handoff.withdraw())
     return future.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    process = _process
+    with process.lock:
+        if process.executor is None:
+            process.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="core-tasks")
+        return process.executor
 
 
 def _forget(future: "asyncio.Future[Any]") -> None:

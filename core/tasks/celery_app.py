@@ -14,7 +14,7 @@ from core import config, discovery, embedded
 from core.broker_error import broker_error, refuse_what_is_no_server
 from core.errors import CoreError, UnknownQueue
 from core.redis_url import RedisURL
-from core.tasks import celery_config
+from core.tasks import bridge, celery_config
 
 
 class Declared(Protocol):
@@ -74,14 +74,19 @@ def declared() -> Iterator[Declared]:
     return iter([task for _, task in sorted(_process.declared.items())])
 
 
+def bound(task: Declared) -> Any:
+    """The Celery task of a declared task, or None as long as there is none."""
+    return _process.bound.get(task.name)
+
+
 def celery_task(task: Declared) -> Any:
     """The Celery task of a declared task; makes the application if need be."""
-    bound = _process.bound.get(task.name)
-    if bound is None:
+    made = bound(task)
+    if made is None:
         get_app()
         with _process.lock:
-            bound = _process.bound.get(task.name) or _process.bound.setdefault(task.name, task.bind(_process.app))
-    return bound
+            made = bound(task) or _process.bound.setdefault(task.name, task.bind(_process.app))
+    return made
 
 
 def get_app() -> Any:
@@ -104,12 +109,18 @@ def get_app() -> Any:
 def _make() -> Any:
     from celery import Celery
 
+    class App(Celery):  # type: ignore[misc]
+        """Celery's; what it sends while it runs a call on the loop, it sends in a thread."""
+
+        def send_task(self, *args: Any, **options: Any) -> Any:
+            return bridge.aside(super().send_task, *args, **options)
+
     settings, project = config.get_settings(), config.get_project()
     generated = celery_config.generate(
         settings, embedded.broker_url(), embedded.result_url(), discovery.project_name(project.root)
     )
     # Another Celery application in this process keeps its `current_app` and its shared tasks.
-    app = Celery("core", set_as_current=False)
+    app = App("core", amqp="core.tasks.transport.recorder:AMQP", set_as_current=False)
     ours = "core.tasks.transport.backend:"
     app.loader.override_backends = {
         "redis": f"{ours}Backend", "rediss": f"{ours}Backend", "sentinel": f"{ours}SentinelBackend",
@@ -243,7 +254,7 @@ def masked_configuration() -> dict[str, Any]:
     It asks for no broker: without a configured one, the development server's address stands in its place.
     """
     settings, project = config.get_settings(), config.get_project()
-    here = RedisURL(host=None, port=6379, socket=str(embedded.socket_path(project.root)), db=0)
+    here = RedisURL(socket=str(embedded.socket_path(project.root)))
     broker, results = (settings.broker_url or here).masked(), (settings.result_url or here).masked()
     shown = celery_config.generate(settings, broker, results, discovery.project_name(project.root))
     return celery_config.masked(shown)

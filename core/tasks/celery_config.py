@@ -15,6 +15,7 @@ VISIBILITY_TIMEOUT = 7200
 #: The consumer of a worker that takes its calls with our own transport.
 CONSUMER = "core.tasks.transport.consumer:Consumer"
 REQUEST = "core.tasks.transport.request:Request"
+POOL = "core.tasks.pool:TaskPool"
 
 
 def is_one_database(conf: Any) -> bool:
@@ -83,14 +84,14 @@ def generate(settings: Settings, broker: RedisURL | BrokerURL, results: RedisURL
         "task_default_queue": settings.task_default_queue,
         "task_create_missing_queues": True,
         # The worker.
-        "worker_pool": settings.task_worker_pool,
+        "worker_pool": POOL if settings.task_worker_pool == "asyncio" else settings.task_worker_pool,
         "worker_hijack_root_logger": False,  # logging that the project set up stays as it is
         "worker_redirect_stdouts": False,  # what a task prints is not a log line
         "worker_log_format": "%(asctime)s %(levelname)s %(message)s",
         "worker_task_log_format": "%(asctime)s %(levelname)s %(message)s",
         "worker_log_color": False,
-        "worker_send_task_events": True,  # Flower shows nothing without them
-        "task_send_sent_event": True,
+        "worker_send_task_events": False,  # two messages a call; Flower turns them on when it looks
+        "task_send_sent_event": False,  # a PUBLISH for every call, and Flower shows a call when a worker has it
         # The schedule.
         "enable_utc": True,
         "timezone": settings.task_timezone,

@@ -1,7 +1,7 @@
 """What a running task knows of itself: `current()`."""
 
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,6 +50,11 @@ def current() -> CurrentTask:
 def current_or_none() -> CurrentTask | None:
     """The task that is running here, or None."""
     return _current.get()
+
+
+def current_in(context: Context) -> CurrentTask | None:
+    """The task that is running in another context, or None."""
+    return context.get(_current)
 
 
 def enter(running: CurrentTask) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import inspect
 import logging
 import pickle
 import threading
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 from core.errors import ArgumentsError, CoreError, TaskFailed, TaskTimeout
 from core.tasks import bridge, timeout
 from core.tasks.arguments import Arguments
-from core.tasks.cancellation import cancel_key
+from core.tasks.cancellation import cancel_key, client
 from core.tasks.celery_config import is_one_database
 from core.tasks.context import CurrentTask, enter
 from core.tasks.retry import RetryPolicy, is_from_call
@@ -31,6 +30,7 @@ class Body:
 
     name: str
     function: Callable[..., Any]
+    is_coroutine: bool
     arguments: Arguments
     policy: RetryPolicy
     limit: Limit | None
@@ -103,6 +103,7 @@ def register(app: Any, body: Body) -> Any:
     task.body = body
     task.Request = app.Task.Request
     task.reads_cancellations = is_one_database(app.conf)
+    task.is_coroutine = body.is_coroutine
     task.__doc__ = body.function.__doc__
     task.queue = body.queue
     task.priority = body.priority
@@ -123,6 +124,8 @@ def _task_class() -> type[Any]:
 
         abstract = True
         body: Body
+        #: Whether its body runs on an event loop.
+        is_coroutine = False
         #: Whether a worker reads the mark of a cancellation in the same step in which it takes the call.
         reads_cancellations = False
 
@@ -189,12 +192,12 @@ def _current_task(request: Any, body: Body) -> CurrentTask:
 
 
 def _run_body(body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if inspect.iscoroutinefunction(body.function):
-        future = bridge.submit(_run_coroutine(body, mine, here, args, kwargs))
+    if body.is_coroutine:
         try:
-            return future.result()
+            return bridge.wait(partial(_begin, body, mine, here, args, kwargs))
         except BaseException:
-            future.cancel()  # a soft limit that a stock producer asked for is raised in this thread, not in the body
+            if mine.stop is not None:
+                mine.stop()  # a soft limit that a stock producer asked for is raised in this thread, not in the body
             raise
     context = contextvars.copy_context()
     context.run(enter, here)
@@ -210,58 +213,38 @@ def _run_body(body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any
         raise _as_failure(error) from error
 
 
-async def _run_coroutine(
-    body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _begin(
+    body: Body,
+    mine: _RunningBody,
+    here: CurrentTask,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    done: Callable[[Any, BaseException | None], None],
+) -> None:
+    """Start a coroutine on the running loop, and say how it ended."""
     enter(here)
 
-    async def guarded() -> Any:
-        # SystemExit or KeyboardInterrupt in an asyncio task would stop the loop for everyone.
-        try:
-            return await body.function(*args, **kwargs)
-        except (Exception, asyncio.CancelledError):
-            raise
-        except BaseException as error:
-            raise _as_failure(error) from error
+    def ended(value: Any, error: BaseException | None) -> None:
+        if timed.cancelled and mine.cancelled and not isinstance(error, TaskTimeout):
+            error = Stopped()  # also where it swallowed the cancellation
+        elif isinstance(error, asyncio.CancelledError):
+            error = _as_failure(error)
+        done(value, error)
 
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(guarded())
-    once = _Once(task)
-    with _running.lock:
-        mine.stop = partial(loop.call_soon_threadsafe, once.cancel)
-        if mine.cancelled:  # asked for before there was anything to cancel
-            once.cancel()
+    timed = timeout.Timed(_guarded(body.function, args, kwargs), body.limit, body.name, ended)
+    mine.stop = partial(asyncio.get_running_loop().call_soon_threadsafe, timed.cancel)
+    if mine.cancelled:  # asked for before there was anything to cancel
+        timed.cancel()
+
+
+async def _guarded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # SystemExit or KeyboardInterrupt in an asyncio task would stop the loop for everyone.
     try:
-        value = await timeout.within(body.limit, task, body.name)
-    except asyncio.CancelledError as error:
-        if not task.done():  # nobody waits for this attempt any more
-            once.cancel()
-            raise
-        if mine.cancelled:
-            raise Stopped from None
+        return await function(*args, **kwargs)
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:
         raise _as_failure(error) from error
-    except TaskTimeout:
-        raise
-    except Exception:
-        if mine.cancelled:
-            raise Stopped from None
-        raise
-    if mine.cancelled and once.cancelled:
-        raise Stopped  # it swallowed the cancellation
-    return value
-
-
-class _Once:
-    """Cancels a body once: a second cancellation would cut off its cleanup."""
-
-    def __init__(self, task: "asyncio.Task[Any]") -> None:
-        self._task = task
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        if not self.cancelled and not self._task.done():
-            self.cancelled = True
-            self._task.cancel()
 
 
 class _interruptible:
@@ -291,9 +274,8 @@ def _cancelled_before(task: Any, task_id: str) -> bool:
     """Whether somebody cancelled this call while no worker had it, which workers cannot remember."""
     if task.reads_cancellations:
         return False  # that was read when the call was taken
-    client = getattr(task.backend, "client", None)
     try:
-        return client is not None and bool(client.exists(cancel_key(task.app.conf, task_id)))
+        return bool(bridge.aside(client(task.app).exists, cancel_key(task.app.conf, task_id)))
     except Exception as error:
         logger.warning("whether %s was cancelled could not be read (%s); it runs", task_id, type(error).__name__)
         return False
@@ -302,18 +284,21 @@ def _cancelled_before(task: Any, task_id: str) -> bool:
 def _leave(task: Any, here: CurrentTask, log: Callable[..., None]) -> NoReturn:
     """End an attempt whose body was stopped."""
     from celery.exceptions import Ignore, WorkerTerminate
+    from celery.signals import task_revoked
 
     if _running.putting_back:
         # Whatever left this function now would be an outcome. The worker ends this process in a moment.
         with _running.lock:
             _running.bodies.pop(here.id, None)
-        threading.Event().wait(LAST_MOMENT)
+        bridge.wait(lambda done: asyncio.get_running_loop().call_later(LAST_MOMENT, done, None, None))
         raise WorkerTerminate
     log(logging.INFO, "cancelled after %.3f s")
+    how = {"terminated": True, "signum": None, "expired": False}
     task.backend.mark_as_revoked(
         here.id, "cancelled", request=task.request, store_result=not (task.request.ignore_result or task.ignore_result)
     )
-    task.send_event("task-revoked", terminated=True, signum=None, expired=False)
+    bridge.aside(task.send_event, "task-revoked", **how)
+    task_revoked.send(sender=task, request=task.request, **how)
     raise Ignore("cancelled")
 
 

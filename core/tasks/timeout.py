@@ -9,14 +9,13 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import Any
 
 from core.errors import TaskTimeout
-
-T = TypeVar("T")
+from core.tasks import bridge
 
 #: Seconds that a cancelled body has for its `finally`, before it counts as one that would not stop.
 GRACE = 10.0
@@ -35,23 +34,59 @@ class Limit:
         return self.seconds + GRACE
 
 
-async def within(limit: Limit | None, task: "asyncio.Task[T]", name: str) -> T:
-    """Await a body's asyncio task, and cancel it at its limit.
+class Timed:
+    """A body on the running loop, which ends within its limit. It can be cancelled, once."""
 
-    Raises:
-        TaskTimeout: The limit passed. That the body then returned something, or raised, changes nothing.
-    """
-    if limit is None:
-        return await task
-    done, _ = await asyncio.wait({task}, timeout=limit.seconds)
-    if done:
-        return task.result()
-    task.cancel()
-    stopped, _ = await asyncio.wait({task}, timeout=GRACE)
-    cause = None
-    if stopped and not task.cancelled():
-        cause = task.exception()
-    raise TaskTimeout(name, limit.seconds, limit.source, bool(stopped)) from cause
+    def __init__(
+        self,
+        body: Coroutine[Any, Any, Any],
+        limit: Limit | None,
+        name: str,
+        done: Callable[[Any, BaseException | None], None],
+    ) -> None:
+        """
+        Args:
+            limit: When it is cancelled; None is never.
+            name: The task's name, for the error.
+            done: Called once, with what the body returned or raised. Past the limit that is a TaskTimeout,
+                whatever the body then returns or raises.
+        """
+        self._limit, self._name = limit, name
+        self._done: Callable[[Any, BaseException | None], None] | None = done
+        self._late = self.cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(limit.seconds, self._too_late) if limit else None
+        self._task = self._loop.create_task(body)
+        self._task.add_done_callback(self._ended)
+
+    def cancel(self) -> None:
+        """Cancel the body, unless it is cancelled already: a second time would cut off its cleanup."""
+        if not self.cancelled and not self._task.done():
+            self.cancelled = True
+            self._task.cancel()
+
+    def _too_late(self) -> None:
+        self._late = True
+        self.cancel()
+        self._timer = self._loop.call_later(GRACE, self._end, None, self._timeout(stopped=False))
+
+    def _timeout(self, stopped: bool) -> TaskTimeout:
+        assert self._limit is not None
+        return TaskTimeout(self._name, self._limit.seconds, self._limit.source, stopped)
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        value, error = bridge.outcome(task)
+        if self._late:
+            cause, error = error, self._timeout(stopped=True)
+            error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
+        self._end(value, error)
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        done, self._done = self._done, None
+        if done is not None:
+            done(value, error)
 
 
 @contextlib.contextmanager

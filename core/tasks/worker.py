@@ -4,7 +4,8 @@ Everything that makes a worker ours is hung on Celery's own signals and boot ste
 `celery -A core worker` is the same worker as `core runworker`.
 """
 
-import contextlib
+import argparse
+import gc
 import logging
 import os
 import signal
@@ -12,20 +13,18 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from core import config, discovery, embedded
-from core.errors import BrokerUnreachable, ConfigurationError, TasksDisabled
-from core.tasks import bridge, celery_app, runner
-from core.tasks.cancellation import cancel_key, mark_all
+from core.errors import BrokerUnreachable, ConfigurationError, OptionError, TasksDisabled
+from core.tasks import bridge, celery_app, celery_config, control, resources, stop, supervisor, watchdog
 from core.tasks.definition import SyncPeriodicTask, SyncTask
 
 logger = logging.getLogger("core.tasks")
 
-THREADS_AT_ONCE = 50
-#: Seconds that bodies have for their `finally` when the worker quits.
-CLEAN_UP = 0.8
+#: Calls at once, by pool; a pool of processes has one for each core.
+AT_ONCE = {"asyncio": 100, "threads": 50}
 
 
 def prepared_app() -> Any:
@@ -37,7 +36,7 @@ def prepared_app() -> Any:
     celery_app.import_tasks()
     app = celery_app.get_app()
     if not getattr(app, "core_tasks_prepared", False):
-        app.core_tasks_prepared, app.core_tasks_worker = True, None
+        app.core_tasks_prepared, app.core_tasks_worker, app.core_tasks_together = True, None, None
         _prepare(app)
     return app
 
@@ -47,6 +46,7 @@ def run(
     queues: Sequence[str] = (),
     concurrency: int | None = None,
     pool: str | None = None,
+    processes: int | None = None,
     loglevel: str = "INFO",
     extra: Sequence[str] = (),
 ) -> int:
@@ -55,18 +55,23 @@ def run(
     Args:
         queues: What it serves; empty is every queue that the project knows.
         concurrency: Calls at once; None takes the setting, then the pool's default.
-        pool: `prefork` or `threads`; None takes the setting.
+        pool: `asyncio`, `prefork` or `threads`; None takes the setting.
+        processes: How many the calls are spread over, on `asyncio`; None takes the setting, then the cores.
         loglevel: The least level that is logged.
         extra: More options, as `celery worker` takes them.
 
     Raises:
         TasksDisabled: `task_enabled` is False.
         ConfigurationError: The project, the broker's URL or password cannot be used.
+        OptionError: *processes* is given for a pool that has none to choose.
         UnknownQueue: A queue that no task and no setting names.
     """
     settings = config.get_settings()
     if not settings.task_enabled:
         raise TasksDisabled("The worker does not start")
+    pool = pool or settings.task_worker_pool
+    if processes is not None and pool != "asyncio":
+        raise OptionError(f"processes={processes} is for the asyncio pool; on {pool} it is concurrency that counts.")
     celery_app.import_tasks()
     for queue in queues:
         celery_app.check_queue(queue)
@@ -77,28 +82,72 @@ def run(
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
     if not wait_for_broker():
         return 0
-    pool = pool or settings.task_worker_pool
+    # Celery takes `--pool prefork` for the default, and the setting instead.
+    app.conf.worker_pool = celery_config.POOL if pool == "asyncio" else pool
     # Gossip tells workers of each other, which nothing here asks for, and fails loudly when a connection is lost.
-    options = ["--pool", pool, "--loglevel", loglevel, "--without-gossip"]
+    options = ["--loglevel", loglevel, "--without-gossip"]
     if settings.task_broker_transport == "core":
         options.append("--without-mingle")  # a second at start, for cancellations that are read from Redis here
-    if count := concurrency or settings.task_worker_concurrency or _default_concurrency(pool):
-        options += ["--concurrency", str(count)]
     if queues:
         options += ["--queues", ",".join(queues)]
-    if not any(option.startswith(("-n", "--hostname")) for option in extra):
-        # Two workers on one host are ordinary, and two nodes of one name answer for each other.
-        options += ["--hostname", f"worker-{os.getpid()}@%h"]
+    count = concurrency or settings.task_worker_concurrency or AT_ONCE.get(pool)
+    if pool != "asyncio":
+        return _node([*options, *extra], count)
+    assert count is not None
+    processes = min(processes or settings.task_worker_processes or supervisor.cores(), count)
+    if processes == 1:
+        return _node([*options, *extra], count)
+    share, more = divmod(count, processes)
+    together = _Together(count, processes)
+    return supervisor.supervise(
+        lambda number: _node([*options, *extra], share + (number <= more), together, number),
+        processes,
+        grace=settings.task_shutdown_timeout,
+    )
+
+
+class _Together:
+    """What the processes of one worker know of each other."""
+
+    def __init__(self, concurrency: int, processes: int) -> None:
+        self.concurrency, self.processes = concurrency, processes
+        self._others, others = os.pipe()
+        os.set_blocking(self._others, False)
+        os.write(others, b"." * (processes - 1))
+
+    def is_complete(self) -> bool:
+        """Whether all others serve already; each process asks once, when it does itself."""
+        try:
+            return not os.read(self._others, 1)
+        except BlockingIOError:
+            return True
+
+
+def _node(options: Sequence[str], concurrency: int | None, together: _Together | None = None, number: int = 0) -> int:
+    """Run Celery's worker in this process.
+
+    Args:
+        together: The worker that it is one of the processes of.
+        number: Which one.
+    """
+    app = celery_app.get_app()
+    app.core_tasks_together = together
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Two workers on one host are ordinary, and two nodes of one name answer for each other.
+    parser.add_argument("-n", "--hostname", default=f"worker-{os.getpid()}@%h")
+    named, options = parser.parse_known_args(options)
+    name, at, host = named.hostname.partition("@")
+    if together and named.hostname != parser.get_default("hostname"):
+        name += f"-{number}"
+    own = ["--hostname", f"{name}{at}{host}"]
+    if concurrency:
+        own += ["--concurrency", str(concurrency)]
     try:
-        app.start(argv=["--quiet", "worker", *options, *extra])
+        app.start(argv=["--quiet", "worker", *own, *options])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     # Celery's own command drops what its worker ended with.
     return getattr(app.core_tasks_worker, "exitcode", None) or 0
-
-
-def _default_concurrency(pool: str) -> int | None:
-    return THREADS_AT_ONCE if pool == "threads" else None
 
 
 def log_to_stderr(loglevel: str) -> None:
@@ -150,14 +199,22 @@ def _prepare(app: Any) -> None:
     class Stopping(bootsteps.StartStopStep):  # type: ignore[misc]
         """Takes the signals from Celery once it has set its own handlers."""
 
+        def __init__(self, parent: Any, autoscale: Any = None, **options: Any) -> None:
+            super().__init__(parent, **options)
+            if autoscale and _pool_name(parent.pool_cls) == "asyncio":
+                raise OptionError(
+                    "--autoscale is not for the asyncio pool: a call that waits costs no process. Use --concurrency."
+                )
+
         def start(self, parent: Any) -> None:
             app.core_tasks_worker = parent
-            _Stop(parent).listen()
+            stop.Stop(parent).listen()
             if embedded.is_default():
                 threading.Thread(target=_keep_server, name="core-tasks-server", daemon=True).start()
 
-    app.steps["worker"].add(Stopping)
+    app.steps["worker"].update((Stopping, resources.boot_step(Stopping)))
     signals.celeryd_init.connect(_at_init, weak=False)
+    signals.worker_init.connect(_choose_pool, weak=False)
     signals.worker_ready.connect(_at_ready, weak=False)
     signals.worker_process_init.connect(_in_child, weak=False)
     signals.worker_process_shutdown.connect(_end_loop, weak=False)
@@ -168,13 +225,34 @@ def _prepare(app: Any) -> None:
 def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
     from celery.exceptions import CPendingDeprecationWarning
 
-    _add_control_command()
+    control.add_commands()
     _quieten()
-    pool = (options or {}).get("pool_cls") or (options or {}).get("pool") or conf.worker_pool
-    if "thread" in str(pool):
-        conf.worker_concurrency = conf.worker_concurrency or THREADS_AT_ONCE
+    resources.expect_children(conf)
+    conf.worker_concurrency = conf.worker_concurrency or AT_ONCE.get(_pool_name((options or {}).get("pool")))
     # Celery advises to end what runs when a connection is lost. Here it keeps its message instead.
     warnings.filterwarnings("ignore", r"\s*In Celery 5.1 we introduced", CPendingDeprecationWarning)
+
+
+def _pool_name(pool: Any) -> str:
+    """A pool class by the name that users know."""
+    module = getattr(pool, "__module__", "")
+    if module == celery_config.POOL.partition(":")[0]:
+        return "prefork" if _asks_for_prefork() else "asyncio"
+    return module.rpartition(".")[2].replace("thread", "threads")
+
+
+def _asks_for_prefork() -> bool:
+    """Whether `celery worker --pool prefork` was called, which Celery takes for its default and the setting instead."""
+    from click import get_current_context
+    from click.core import ParameterSource
+
+    context = get_current_context(silent=True)
+    return context is not None and context.get_parameter_source("pool") is ParameterSource.COMMANDLINE
+
+
+def _choose_pool(sender: Any = None, **_: Any) -> None:
+    if _pool_name(sender.pool_cls) == "prefork":
+        sender.pool_cls = "prefork"
 
 
 def _quieten(**_: Any) -> None:
@@ -191,14 +269,21 @@ def _quieten(**_: Any) -> None:
 def _at_ready(sender: Any = None, **_: Any) -> None:
     worker = sender.controller
     names = ", ".join(sender.task_consumer.queues and [q.name for q in sender.task_consumer.queues])
-    count = worker.pool.num_processes
-    kind = worker.pool_cls.__module__.rpartition(".")[2].replace("thread", "threads")
+    count, kind = worker.pool.num_processes, _pool_name(worker.pool_cls)
+    together = celery_app.get_app().core_tasks_together
     processes = count if kind == "prefork" else 1
-    if kind == "threads":
+    if together:
+        count, processes = together.concurrency, together.processes
+    only_plain = all(isinstance(task, SyncTask | SyncPeriodicTask) for task in celery_app.declared())
+    if kind == "asyncio" or (kind == "threads" and not only_plain):
+        watchdog.watch(bridge.loop(), config.get_settings().task_slow_callback)
+    gc.collect()
+    gc.freeze()  # what a worker is made of stays; each collection would look through it again
+    if together and not together.is_complete():
+        return
+    if kind != "prefork":
         _warn_of_limits(kind)
-    logger.info(
-        "serving %s · %d at once · %s, %d process%s", names, count, kind, processes, "es" * (processes > 1)
-    )  # fmt: skip
+    logger.info("serving %s · %d at once · %s, %d process%s", names, count, kind, processes, "es" * (processes > 1))
 
 
 def _warn_of_limits(pool: str) -> None:
@@ -214,22 +299,14 @@ def _warn_of_limits(pool: str) -> None:
 
 
 def _in_child(**_: Any) -> None:
-    bridge.accept_interrupts(lambda: bridge.submit(_look_for_cancellations()))
+    bridge.accept_interrupts(lambda: bridge.submit(control.look_for_cancellations()))
     # In a thread, since the handler may have interrupted whoever holds a lock that this takes.
-    signal.signal(bridge.PUT_BACK, lambda *_: threading.Thread(target=runner.put_back, daemon=True).start())
-
-
-async def _look_for_cancellations() -> None:
-    """Cancel those of this process's calls that somebody asked to cancel: a signal cannot say which."""
-    from core.tasks.listener import listener
-
-    results = await listener()
-    for task_id in runner.running():
-        if await results.command("EXISTS", cancel_key(celery_app.get_app().conf, task_id)):
-            runner.cancel(task_id)
+    signal.signal(bridge.PUT_BACK, lambda *_: threading.Thread(target=stop.quit_child, daemon=True).start())
+    resources.enter_in_child()
 
 
 def _end_loop(**_: Any) -> None:
+    resources.leave()
     bridge.close()
 
 
@@ -241,103 +318,3 @@ def _keep_server() -> None:
             embedded.broker_url()
         except ConfigurationError as error:
             logger.error("%s", error)
-
-
-def _add_control_command() -> None:
-    from celery.worker import state as worker_state
-    from celery.worker.control import Panel, control_command, ok, revoke
-    from redis.exceptions import RedisError
-
-    if "cancel_call" in Panel.data:
-        return
-
-    @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]", name="revoke")  # type: ignore[untyped-decorator]
-    def revoke_for_good(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
-        """Revoke calls by id, or a list of ids; a restart of the workers does not forget it."""
-        try:
-            mark_all(state.app, [task_id] if isinstance(task_id, str) else list(task_id or ()))
-        except (RedisError, OSError) as error:
-            logger.warning("a revocation is kept in this worker alone: %s", error)
-        return revoke(state, task_id, terminate, signal, **options)
-
-    @control_command(args=[("task_id", str)], signature="TASK_ID")  # type: ignore[untyped-decorator]
-    def cancel_call(state: Any, task_id: str, again: int = 3, **_: Any) -> Any:
-        """Cancel one call: it never starts, or its body gets CancelledError."""
-        if not any(request.id == task_id for request in worker_state.active_requests):
-            revoke(state, task_id)
-        if runner.cancel(task_id):
-            return ok(f"cancelling {task_id}")
-        for request in list(worker_state.reserved_requests):
-            if request.id == task_id:
-                # In a pool of threads this process runs it: the body has just ended, or asks before it begins.
-                if request.worker_pid and request.time_start and request.worker_pid != os.getpid():
-                    os.kill(request.worker_pid, bridge.INTERRUPT)
-                    return ok(f"cancelling {task_id}")
-                if again:  # on its way to a pool process, which has perhaps looked for cancellations already
-                    state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
-        return ok(f"{task_id} does not run here")
-
-
-class _Stop:
-    """How a worker stops: the first signal lets calls finish, the second or the grace time puts them back."""
-
-    def __init__(self, worker: Any) -> None:
-        self._worker = worker
-        self._grace = config.get_settings().task_shutdown_timeout
-        self._stopping = False
-
-    def listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._asked)
-
-    def _asked(self, number: int, _frame: object) -> None:
-        from celery.worker import state
-
-        if self._stopping:
-            self._quit(130, "a second signal")
-        self._stopping = True
-        active = len(state.active_requests)
-        logger.info(
-            "stopping: %d running call%s may finish within %g s; again to quit now",
-            active, "s" * (active != 1), self._grace,
-        )  # fmt: skip
-        state.should_stop = 0
-        timer = threading.Timer(self._grace, self._quit, (0, f"{self._grace:g} s passed"))
-        timer.daemon = True
-        timer.start()
-
-    def _quit(self, code: int, why: str) -> None:
-        """Put unfinished calls back into their queues and end this process and its children now."""
-        from celery.worker import state
-
-        calls = [request for request in list(state.active_requests) if not request.acknowledged]
-        children = self._worker.pool.info.get("processes", ())
-        _signal(children, bridge.PUT_BACK)
-        runner.put_back()
-        deadline = time.monotonic() + CLEAN_UP
-        while calls and (children or runner.running()) and time.monotonic() < deadline:
-            time.sleep(0.01)  # cancelled bodies run their `finally`
-        # A Redis that does not answer must not hold us.
-        closing = threading.Thread(target=self._give_back, daemon=True)
-        closing.start()
-        closing.join(CLEAN_UP)
-        if closing.is_alive():
-            logger.warning("Redis does not answer: what was not put back comes back by itself")
-        _signal(children, signal.SIGTERM)
-        logger.warning("%s: quit, %d unfinished call%s put back", why, len(calls), "s" * (len(calls) != 1))
-        logging.shutdown()
-        os._exit(code)
-
-    def _give_back(self) -> None:
-        """Put back what is not finished. Celery's own consumer does that when its connection is closed."""
-        consumer: Any = getattr(self._worker, "consumer", None)
-        if hasattr(consumer, "give_back"):
-            consumer.give_back(CLEAN_UP)
-        elif connection := getattr(consumer, "connection", None):
-            connection.close()
-
-
-def _signal(pids: Iterable[int], number: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)

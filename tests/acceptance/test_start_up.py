@@ -25,7 +25,7 @@ def ready_line(worker: Process) -> str:
 
 
 def test_the_ready_line_says_what_is_served_how_many_at_once_and_where(worker: Process, pool: str) -> None:
-    processes = {"prefork": "4 processes", "threads": "1 process"}[pool]
+    processes = {"prefork": "4 processes"}.get(pool, "1 process")
 
     assert ready_line(worker) == f"serving default, high-priority, other · 4 at once · {pool}, {processes}"
 

@@ -44,8 +44,8 @@ def test_help_works_outside_a_project(empty: Project, command: tuple[str, ...]) 
 def test_help_names_exactly_the_pools_that_work(empty: Project) -> None:
     shown = empty.run("core", "runworker", "--help").stdout
 
-    assert "[prefork|threads]" in shown
-    assert not [name for name in ("gevent", "eventlet", "solo", "asyncio") if name in shown]
+    assert "[asyncio|prefork|threads]" in shown
+    assert not [name for name in ("gevent", "eventlet", "solo") if name in shown]
 
 
 def test_help_imports_neither_celery_nor_the_settings(empty: Project) -> None:

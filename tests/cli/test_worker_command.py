@@ -26,9 +26,9 @@ def refused(project: Project, *command: str, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--pool", "gevent"), "'gevent' is not one of 'prefork', 'threads'"),
-        (("--concurrency", "0"), "0 is not a number of calls; it starts at 1"),
-        (("--concurrency", "-3"), "-3 is not a number of calls; it starts at 1"),
+        (("--pool", "gevent"), "'gevent' is not one of 'asyncio', 'prefork', 'threads'"),
+        (("--concurrency", "0"), "0 is not a number from 1 on"),
+        (("--concurrency", "-3"), "-3 is not a number from 1 on"),
         (("--concurrency", "many"), "'many' is not a valid integer"),
         (("--concurrency", "nan"), "'nan' is not a valid integer"),
         (("--loglevel", "loud"), "'loud' is not one of"),

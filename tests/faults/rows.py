@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from faults.world import World
 
-POOLS = ("prefork", "threads")
+POOLS = ("prefork", "threads", "asyncio")
 KINDS = ("ours", "stock")
 #: Celery may take 5 s to notice that a pool process died, and its visibility timeout is not to pass meanwhile.
 NOTICES = 15

@@ -30,7 +30,7 @@ from support import sweep
 LONGEST = 120
 #: The same for the figures of what killing costs, and whose figures are taken.
 CHURN_LONGEST = 420
-CHURNED = (("ours", "prefork"), ("ours", "threads"), ("stock", "prefork"))
+CHURNED = (("ours", "prefork"), ("ours", "threads"), ("ours", "asyncio"), ("stock", "prefork"))
 #: Plays at once; two cores carry three, since most of a row is waiting.
 AT_ONCE = 3
 

@@ -5,7 +5,7 @@ from faults.rows import find
 from faults.run import play
 
 #: Rows by number, each on one pool.
-ROWS = {2: "threads", 9: "prefork", 10: "threads", 11: "prefork", 13: "threads", 20: "prefork"}
+ROWS = {2: "asyncio", 9: "prefork", 10: "asyncio", 11: "prefork", 13: "threads", 20: "asyncio"}
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ class World:
             "TASK_UNKNOWN_HOLD": "2",
             "TASK_SHUTDOWN_TIMEOUT": str(GRACE),
             "TASK_DEFAULT_RETRY_DELAY": str(LEASE),
+            "TASK_WORKER_PROCESSES": "1",
             "FAULTS_EVENTS": str(project.root / "events"),
         }
         self.ledger = Ledger(server, project.root / "events")

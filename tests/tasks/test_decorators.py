@@ -12,7 +12,7 @@ from support import Project
 
 from core.errors import CoreError, DuplicateTask, OptionError, TaskDefinitionError
 from core.tasks import PeriodicTask, Task, celery_app, periodic_task, task
-from core.tasks.definition import CALL_OPTIONS
+from core.tasks.options import CALL_OPTIONS
 
 HERE = Path(__file__)
 NAN, INFINITE = float("nan"), float("inf")

@@ -5,15 +5,24 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
 from core.errors import TaskTimeout
 from core.tasks import timeout
-from core.tasks.timeout import GRACE, Limit, interrupting, within
+from core.tasks.timeout import GRACE, Limit, Timed, interrupting
 
 SOON = Limit(0.05, "the timeout of its decorator")
 LATE = Limit(20, "task_default_timeout")
+
+
+async def within(limit: Limit | None, body: Coroutine[Any, Any, Any], name: str) -> Any:
+    """What a body comes to that has so much time."""
+    said: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    Timed(body, limit, name, lambda value, error: said.set_exception(error) if error else said.set_result(value))
+    return await said
 
 
 async def test_a_body_within_its_limit_returns_what_it_returns() -> None:
@@ -21,8 +30,8 @@ async def test_a_body_within_its_limit_returns_what_it_returns() -> None:
         await asyncio.sleep(0)
         return 7
 
-    assert await within(LATE, asyncio.create_task(body()), "f") == 7
-    assert await within(None, asyncio.create_task(body()), "f") == 7
+    assert await within(LATE, body(), "f") == 7
+    assert await within(None, body(), "f") == 7
 
 
 async def test_a_body_within_its_limit_raises_what_it_raises() -> None:
@@ -30,7 +39,7 @@ async def test_a_body_within_its_limit_raises_what_it_raises() -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        await within(LATE, asyncio.create_task(body()), "f")
+        await within(LATE, body(), "f")
 
 
 async def test_a_body_past_its_limit_is_cancelled_and_its_cleanup_runs() -> None:
@@ -44,7 +53,7 @@ async def test_a_body_past_its_limit_is_cancelled_and_its_cleanup_runs() -> None
             cleaned.append("up")
 
     with pytest.raises(TaskTimeout) as caught:
-        await within(SOON, asyncio.create_task(body()), "send_email")
+        await within(SOON, body(), "send_email")
 
     assert cleaned == ["up"]
     assert str(caught.value) == "send_email was stopped after 0.05 s (the timeout of its decorator)."
@@ -57,7 +66,7 @@ async def test_a_body_that_swallows_the_cancellation_has_failed_all_the_same() -
         return "returned"
 
     with pytest.raises(TaskTimeout):
-        await within(SOON, asyncio.create_task(body()), "f")
+        await within(SOON, body(), "f")
 
 
 async def test_what_a_body_raises_while_it_is_stopped_is_kept_as_the_cause() -> None:
@@ -68,7 +77,7 @@ async def test_what_a_body_raises_while_it_is_stopped_is_kept_as_the_cause() -> 
             raise KeyError("in the cleanup")
 
     with pytest.raises(TaskTimeout) as caught:
-        await within(SOON, asyncio.create_task(body()), "f")
+        await within(SOON, body(), "f")
 
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -78,14 +87,14 @@ async def test_a_users_own_timeout_error_stays_what_it_is() -> None:
         raise TimeoutError("mine")
 
     with pytest.raises(TimeoutError, match="mine") as caught:
-        await within(LATE, asyncio.create_task(body()), "f")
+        await within(LATE, body(), "f")
 
     assert type(caught.value) is TimeoutError
 
 
 async def test_a_body_that_does_not_stop_is_given_up_after_its_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeout, "GRACE", 0.05)
-    released = asyncio.Event()
+    released, ended = asyncio.Event(), asyncio.Event()
 
     async def body() -> None:
         while not released.is_set():
@@ -93,13 +102,13 @@ async def test_a_body_that_does_not_stop_is_given_up_after_its_grace(monkeypatch
                 await released.wait()
             except asyncio.CancelledError:
                 continue
+        ended.set()
 
-    running = asyncio.create_task(body())
     with pytest.raises(TaskTimeout, match="did not stop when it was cancelled and may still be running"):
-        await within(SOON, running, "f")
+        await within(SOON, body(), "f")
 
     released.set()
-    await running
+    await ended.wait()
 
 
 def test_a_pool_that_can_kill_waits_for_the_grace_first() -> None:

@@ -1,6 +1,6 @@
 """What both type checkers accept, and the types that they see. Nothing here is ever run."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
@@ -18,6 +18,7 @@ from core.tasks import (
     current,
     periodic_task,
     task,
+    worker_lifespan,
 )
 from core.tasks.definition import SyncPeriodicTask, SyncTask
 
@@ -54,6 +55,19 @@ def plain(number: int) -> str:
 
 @task(timeout=...)
 async def default_timeout(*numbers: int, **named: float) -> None: ...
+
+
+@worker_lifespan
+async def clients() -> AsyncIterator[None]:
+    yield
+
+
+@worker_lifespan
+async def connections() -> AsyncGenerator[None, None]:
+    yield
+
+
+assert_type(clients(), AsyncIterator[None])
 
 
 @periodic_task(cron="0 * * * *")
@@ -118,6 +132,14 @@ async def delay_takes_every_reserved_option() -> None:
         await send_email.delay("a@b", subject="s", countdown=1, expires=9, queue="q", priority=1, task_id="1"),
         TaskResult[int],
     )
+
+
+async def many_calls_return_handles_in_a_list() -> None:
+    calls: list[tuple[str, str]] = [("a@b", "s")]
+    assert_type(await send_email.delay_many(calls), list[TaskResult[int]])
+    assert_type(await send_email.options(queue="q").delay_many({"to": "a@b"} for _ in range(2)), list[TaskResult[int]])
+    assert_type(plain.delay_many_sync([(1,)]), list[TaskResult[str]])
+    assert_type(plain.options().delay_many_sync([{"n": 1}]), list[TaskResult[str]])
 
 
 async def options_keep_the_arguments_typed() -> None:

@@ -4,11 +4,14 @@ The keys and messages are Celery's own. A final state stays, whoever else comes 
 leaves together with the acknowledgement of its call; and who waits for a result subscribes when it waits.
 """
 
+import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from celery import states
@@ -16,7 +19,7 @@ from celery.backends.redis import RedisBackend
 from celery.backends.redis import SentinelBackend as Watched
 from redis.exceptions import RedisError
 
-from core.tasks import celery_config, runner
+from core.tasks import bridge, celery_config, runner
 from core.tasks.transport import held
 from core.tasks.transport.scripts import passes, script
 
@@ -25,6 +28,10 @@ STARTED_AFTER = 0.02
 LONGEST_PAUSE = 2.0
 #: States that end an attempt: they leave together with the acknowledgement of their message.
 ENDS = states.READY_STATES | {states.RETRY}
+
+
+#: As `json.dumps`, which makes one for each call where it is given any option.
+_json = json.JSONEncoder()
 
 
 class Backend(RedisBackend):  # type: ignore[misc]
@@ -50,28 +57,80 @@ class Backend(RedisBackend):  # type: ignore[misc]
             keys.append(f"{self.app.conf.broker_transport_options.get('global_keyprefix', '')}core-held-{worker}")
         script(self.client, "result")(keys=keys, args=[ttl, text, record])
 
-    def _store_result(
+    def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
-    ) -> Any:
+    ) -> None:
+        """Store a state and its result; a final one leaves together with the acknowledgement of its call."""
         tag = str((getattr(request, "properties", None) or {}).get("delivery_tag") or "")
         if "/" not in tag:  # not taken by a worker of ours
-            return super()._store_result(task_id, result, state, traceback, request, **options)
-        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
-        meta["task_id"] = _text(task_id)
-        ttl = int((self.failure_expires if state == states.FAILURE else self.expires) or 0)
-        stored = _text(self.get_key_for_task(task_id)), ttl, self.encode(meta)
+            bridge.aside(super().store_result, task_id, result, state, traceback, request, **options)
+            return
+
+        def entry() -> tuple[str, int, Any]:
+            meta = self._get_result_meta(self.encode_result(result, state), state, traceback, request)
+            meta["task_id"] = _text(task_id)
+            ttl = int((self.failure_expires if state == states.FAILURE else self.expires) or 0)
+            return _text(self.get_key_for_task(task_id)), ttl, self.encode(meta)
+
         holder = held.current()
         if state == states.STARTED:
-            _starts().add(tag, lambda: holder.write(stored) if holder else self.put(*stored, tag))
-            return result
+            _starts().add(tag, lambda: holder.write(entry()) if holder else self.put(*entry(), tag))
+            return
         _starts().drop(tag)
+        stored = entry()
         if holder and state in ENDS and holder.keep_result(tag, stored):
-            return result
+            return
         if holder:
             holder.write(stored)
         else:
             self._put_patiently(stored, tag)
-        return result
+
+    def encode(self, data: Any) -> Any:
+        """What is stored, as text."""
+        if self.serializer == "json" and not self.compression:
+            with suppress(TypeError, ValueError):  # kombu's encoder is needed for values that it knows alone
+                return _json.encode(data)
+        return super().encode(data)
+
+    @cached_property
+    def _extended(self) -> bool:
+        return bool(self.app.conf.find_value_for_key("extended", "result"))
+
+    @cached_property
+    def _zone(self) -> Any:
+        return self.app.timezone
+
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, format_date: bool = True, encode: bool = False
+    ) -> Any:
+        # What Celery's does, without a search through the configuration and a time zone made anew for each result.
+        if encode or not format_date or not request or getattr(request, "stamps", None):
+            return super()._get_result_meta(result, state, traceback, request, format_date, encode)
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": datetime.now(self._zone).isoformat() if state in states.READY_STATES else None,
+        }
+        if request.group:
+            meta["group_id"] = request.group
+        if request.parent_id:
+            meta["parent_id"] = request.parent_id
+        if self._extended:
+            meta |= {
+                "name": request.task,
+                "args": request.args,
+                "kwargs": request.kwargs,
+                "worker": request.hostname,
+                "retries": request.retries,
+                "queue": request.delivery_info.get("routing_key") if request.delivery_info else None,
+            }
+        return meta
+
+    def on_chord_part_return(self, *args: Any, **options: Any) -> Any:
+        """Count a finished call of a chord."""
+        return bridge.aside(super().on_chord_part_return, *args, **options)
 
     def _put_patiently(self, stored: tuple[str, int, Any], tag: str) -> None:
         """Store a result however long Redis is away: the call is not done before."""
@@ -98,7 +157,6 @@ class _Starts:
     """Calls that have begun a moment ago, and are stored as started if they go on."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self._begun: dict[str, tuple[float, Callable[[], object]]] = {}
         self._lock = threading.Condition()
         self._idle = True
@@ -134,10 +192,11 @@ class _Starts:
 
 
 _process: list[_Starts] = []
+os.register_at_fork(after_in_child=_process.clear)  # a child inherits the record, but not the thread
 
 
 def _starts() -> _Starts:
-    """This process's own: a forked child inherits the record, but not the thread."""
-    if not _process or _process[0].pid != os.getpid():
-        _process[:] = [_Starts()]
+    """This process's own."""
+    if not _process:
+        _process.append(_Starts())
     return _process[0]

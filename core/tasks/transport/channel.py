@@ -5,6 +5,8 @@ does both. Only the channel that a worker consumes its queues from takes so: pub
 answers are kombu's own.
 """
 
+import json
+from contextlib import suppress
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -59,10 +61,24 @@ class QoS(stock.QoS):
             self._delivered.clear()
 
 
+class Message(virtual.Message):
+    """kombu's message, whose body is read by the standard library's own decoder where that is enough."""
+
+    body: Any
+
+    def _decode(self) -> Any:
+        if self.content_type == "application/json" and self.content_encoding == "utf-8":
+            with suppress(ValueError):
+                if isinstance(self.body, bytes) and b'"__type__"' not in self.body:
+                    return json.loads(self.body)
+        return super()._decode()  # type: ignore[no-untyped-call]
+
+
 class Channel(stock.Channel):
     """kombu's channel; a worker makes it take calls with `hold`."""
 
     QoS = QoS
+    Message = Message
     #: One for each list that is waited for, and kombu's own.
     max_connections = 1000
     taker: Taker | None = None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from base64 import b64decode
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,7 @@ from core.tasks.transport.channel import OURS
 from core.tasks.transport.held import Held, Holder
 from core.tasks.transport.lease import Lease
 from core.tasks.transport.message import names
+from core.tasks.transport.speak import Speaker
 
 logger = logging.getLogger("core.tasks")
 
@@ -65,6 +67,9 @@ class Consumer(Stock):  # type: ignore[misc]
     def create_task_handler(self, *args: Any, **options: Any) -> Any:
         """The consumer is about to consume: say what is still held, and take calls from here on."""
         handler = super().create_task_handler(*args, **options)
+        if self.event_dispatcher:
+            # It sends what it has gathered when this loop turns, never in the thread that runs a call.
+            self.event_dispatcher.buffer_limit = sys.maxsize
         channel = self.task_consumer.channel
         if self.hub is not None and hasattr(channel, "hold"):
             if self.holder is None:
@@ -79,6 +84,8 @@ class Consumer(Stock):  # type: ignore[misc]
     def _begin(self, channel: Any) -> None:
         holder = Holder(self.app, self._tell)
         holder.start(channel._get_pool())
+        if loop := getattr(self.pool, "loop", None):
+            holder.speaker = Speaker(holder, loop, lambda: holder.wake())
         self._lease = Lease(holder, self._turned, lambda: list(state.active_requests),
                             lambda: self.pool.info.get("processes", ()), self._tell_of)  # fmt: skip
         self._lease.start()

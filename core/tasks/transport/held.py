@@ -73,6 +73,15 @@ class _End:
         return (self.record, self.verdict, *(self.result or ("", 0, "")), details)
 
 
+@dataclass(slots=True, eq=False)
+class Loan:
+    """Ends of calls that go by somebody else's connection."""
+
+    ends: list[_End]
+    command: tuple[Any, ...]
+    lasting: bool
+
+
 class Holder:
     """The calls that this process holds, under the name by which Redis knows it."""
 
@@ -102,8 +111,10 @@ class Holder:
         self._wake, self._stopped = threading.Event(), threading.Event()
         #: Locked while Redis is told of ends, or asked what is whose: one of the two at a time.
         self._saying = threading.Lock()
-        #: Ends that go with another's words, and calls of which somebody is still to be told that they were set aside.
-        self._lent: list[_End] = []
+        #: What somebody else tells Redis now, and calls of which somebody is still to be told that they were set aside.
+        self._loan: Loan | None = None
+        #: Where the calls run on an event loop: tells from there how they end. Else the consumer does, or the thread.
+        self.speaker: Any = None
         self._aside: deque[tuple[Held, str]] = deque()
 
     @property
@@ -169,7 +180,9 @@ class Holder:
         self.calls.pop(tag, None)
         if self.qos is not None:
             self.qos.free(tag)
-        if not self.wake():  # else the consumer tells it, with the words by which it asks for more
+        if self.speaker is not None:
+            self.speaker.soon()
+        elif not self.wake():  # else the consumer tells it, with the words by which it asks for more
             self._wake.set()
 
     def adopt(self) -> int:
@@ -180,46 +193,54 @@ class Holder:
         self.connection += 1
         for tag in [tag for tag, call in self.calls.items() if not call.begun]:
             del self.calls[tag]
-        self.untold()  # it went by the connection that was lost
+        if self._loan is not None and not self._loan.lasting:
+            self.untold(self._loan)  # it went by the connection that was lost
         with self._saying:
             kept = [call.record for call in list(self.calls.values())]
             kept += [end.record for end in list(self._pending) if end.record]
             words = [self.worker, self.lease, self.connection, self.prefix, *kept]
             return int(self._adopt(keys=[self.workers, self.key], args=words))
 
-    def lend(self) -> tuple[Any, ...] | None:
-        """What Redis is to be told of ends, as a command to go with another's words: they share a round trip.
+    def lend(self, lasting: bool = False) -> Loan | None:
+        """What Redis is to be told of ends, as a command for somebody else's connection.
 
         `told` or `untold` has to follow. None when there is nothing to tell, or it is just being told.
+
+        Args:
+            lasting: Whether it is on a connection that outlives the consumer's.
         """
         if not (self._pending and self._together and self._saying.acquire(blocking=False)):
             return None
-        self._lent = list(islice(self._pending, self._batch))
-        return ("EVALSHA", self._finish.sha, 1, self.key, self.prefix, *self._words(self._lent))
+        ends = list(islice(self._pending, self._batch))
+        command = ("EVALSHA", self._finish.sha, 1, self.key, self.prefix, *self._words(ends))
+        self._loan = Loan(ends, command, lasting)
+        return self._loan
 
     def tell(self) -> None:
         """Tell Redis what there is to tell: it goes with nobody else's words."""
         if self._pending:
             self._wake.set()
 
-    def told(self, said: list[bytes]) -> None:
+    def told(self, loan: Loan, said: list[bytes]) -> None:
         """Redis has answered what was lent."""
-        lent, self._lent = self._lent, []
-        if not lent:
-            return
-        self._aside.extend(self._done(lent, said))
-        self._release()
-
-    def untold(self) -> None:
-        """What was lent did not arrive, or was not understood."""
-        if self._lent:
-            self._lent = []
+        if loan is self._loan:
+            self._loan = None
+            self._aside.extend(self._done(loan.ends, said))
             self._release()
+
+    def untold(self, loan: Loan | None) -> None:
+        """What was lent did not arrive, or was not understood."""
+        if loan is not None and loan is self._loan:
+            self._loan = None
+            self._saying.release()
+            self._wake.set()
 
     def _release(self) -> None:
         self._saying.release()
-        if self._pending or self._aside:
+        if self._aside or (self._pending and self.speaker is None):
             self._wake.set()
+        elif self._pending:
+            self.speaker.soon()
 
     def close(self, timeout: float) -> bool:
         """Tell Redis what has ended, and give everything back that has not. False when Redis was not told.
@@ -229,7 +250,7 @@ class Holder:
         """
         self._stopped.set()
         self._wake.set()
-        self.untold()
+        self.untold(self._loan)
         if self.client is None or not self._saying.acquire(timeout=timeout):
             return False
         try:
@@ -351,12 +372,12 @@ class _Process:
 
 
 _process = _Process()
+os.register_at_fork(after_in_child=lambda: setattr(_process, "holder", None))
 
 
 def current() -> Holder | None:
     """What this process holds; None where it takes no calls, as in a pool's child."""
-    holder = _process.holder
-    return holder if holder is not None and holder.pid == os.getpid() else None
+    return _process.holder
 
 
 def hold(holder: Holder) -> None:

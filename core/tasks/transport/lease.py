@@ -18,6 +18,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from core import config
+from core.tasks import watchdog
 from core.tasks.transport.held import Holder
 from core.tasks.transport.scripts import script
 
@@ -69,8 +70,12 @@ class Lease:
             passed, last = min(now - last, self._every * 2), now
             before, turns = turns, self._turns()
             still = still + passed if turns is not None and turns == before else 0.0
-            if still >= self._patience and not self._may_take_longer():
+            if still >= self._patience and not _may_take_longer(self._running()):
                 self._give_up(still)
+            blocked, by = watchdog.blocked() if turns is not None else (0.0, None)
+            # Only the call that blocks the loop may go on with it: those that stand still cannot even time out.
+            if blocked >= self._patience and not _may_take_longer(r for r in self._running() if r.id == by):
+                self._give_up(blocked)
             try:
                 self._renew()
                 away = False
@@ -98,14 +103,6 @@ class Lease:
             for raw in aside:
                 self._lost(raw)
 
-    def _may_take_longer(self) -> bool:
-        """Whether a body that runs here has time left: it may be what keeps the worker from turning."""
-        for request in self._running():
-            limit = request.time_limits[0] or request.task.time_limit
-            if limit is None or not request.time_start or time.time() < request.time_start + limit:
-                return True
-        return False
-
     def _give_up(self, still: float) -> None:
         stacks = []
         for ident, frame in sys._current_frames().items():
@@ -118,3 +115,12 @@ class Lease:
                 os.kill(pid, signal.SIGKILL)
         logging.shutdown()
         os._exit(STUCK)
+
+
+def _may_take_longer(running: Iterable[Any]) -> bool:
+    """Whether one of these bodies has time left: it may be what keeps the worker from turning."""
+    for request in running:
+        limit = request.time_limits[0] or request.task.time_limit
+        if limit is None or not request.time_start or time.time() < request.time_start + limit:
+            return True
+    return False

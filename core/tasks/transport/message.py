@@ -3,11 +3,12 @@
 import json
 import time
 from datetime import datetime
-from numbers import Real
 from typing import Any
 
 #: Seconds. A countdown of more than a century is a mistake.
 FARTHEST = 100 * 365.25 * 86400
+#: The types that a limit has in JSON.
+NUMBERS = {type(None), int, float}
 
 
 class Unreadable(ValueError):
@@ -44,9 +45,7 @@ def _check_headers(headers: dict[str, Any]) -> None:
         if not isinstance(headers.get(name), str) or not headers[name]:
             raise Unreadable(f"the header {name!r} is not a name")
     limits = headers.get("timelimit")
-    if limits is not None and not (
-        isinstance(limits, list) and len(limits) == 2 and all(x is None or isinstance(x, Real) for x in limits)
-    ):
+    if limits is not None and not (isinstance(limits, list) and len(limits) == 2 and set(map(type, limits)) <= NUMBERS):
         raise Unreadable("the header 'timelimit' is not two numbers")
     if not isinstance(headers.get("retries") or 0, int):
         raise Unreadable("the header 'retries' is not a number")

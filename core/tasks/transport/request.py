@@ -18,6 +18,8 @@ class Request(request.Request):  # type: ignore[misc]
         super().__init__(*args, **options)
         if not isinstance(self.args, list | tuple) or not isinstance(self.kwargs, dict):
             raise InvalidTaskError("the arguments are not a list and an object")
+        # Read already: the tracer need not do it again.
+        self._body, self._content_type = self._payload, None
         embedded = self._payload[2]
         if not (embedded is None or isinstance(embedded, dict)):
             raise InvalidTaskError("what goes with the arguments (callbacks, chord) is not an object")

@@ -15,7 +15,7 @@ from celery.worker import state
 from redis.exceptions import ConnectionError, NoScriptError, RedisError
 
 from core.tasks.transport import message
-from core.tasks.transport.held import Held, Holder
+from core.tasks.transport.held import Held, Holder, Loan
 from core.tasks.transport.scripts import script
 
 #: Calls that one script takes at most, however many may run at once.
@@ -74,11 +74,11 @@ class Taker:
         #: When calls whose time has come were looked for, and when the next one's comes.
         self._looked = self._next = 0.0
         self._looks = False
-        #: Of the script that was sent: queue and list by number, how many answers there will be, and whether the first
-        #: one is to what the holder had to say.
+        #: Of the script that was sent: queue and list by number, how many answers there will be, and what the holder
+        #: had to say, to which the first one is.
         self._asked: list[tuple[str, str]] = []
         self._answers = 0
-        self._lent = False
+        self._loan: Loan | None = None
         #: Lists that are waited for: each queue's own, and those of priorities that were used.
         self._waited: dict[str, _Bell | None] = {}
         self._closed = False
@@ -102,7 +102,8 @@ class Taker:
             commands.append(("BLMOVE", key, key, "RIGHT", "RIGHT", f"{wait:.3f}"))
         elif not (self._more or self._rang or now >= self._looked + WAIT or 0 < self._next <= now):
             self._wait()
-            self.holder.tell()
+            if self.holder.speaker is None:
+                self.holder.tell()
             return False
         self._looks = bool(commands) or now >= self._looked + LOOK
         if self._looks:
@@ -113,11 +114,10 @@ class Taker:
         keys += [prefix + name for _, name in lists]
         words = [MOST if room is None else min(room, MOST), len(queues), self.holder.connection,
                  f"{self.holder.connection}.{self._takes}", int(self._looks), self.holder.marks, prefix]  # fmt: skip
-        ends = None if commands else self.holder.lend()  # an answer behind BLMOVE would come late
-        self._lent = ends is not None
-        if ends is not None:
-            commands.append(ends)
-        else:
+        self._loan = None if commands or self.holder.speaker else self.holder.lend()  # behind BLMOVE it would come late
+        if self._loan is not None:
+            commands.append(self._loan.command)
+        elif self.holder.speaker is None:
             self.holder.tell()
         commands.append(("EVALSHA", self._script.sha, len(keys), *keys, *words))
         self._asked, self._answers = lists, len(commands)
@@ -185,12 +185,11 @@ class Taker:
                 raise
             except RedisError as error:
                 answers.append(error)
-        if self._lent:
+        if self._loan is not None:
             if isinstance(answers[0], RedisError):
                 self._keep()
             else:
-                self._lent = False
-                self.holder.told(answers[0])
+                self.holder.told(self._loan, answers[0])
         found = answers[-1]
         if isinstance(found, NoScriptError):
             connection.send_command("SCRIPT", "LOAD", self._script.script)
@@ -203,9 +202,7 @@ class Taker:
 
     def _keep(self) -> None:
         """What the holder had to say was not heard: it will be said again."""
-        if self._lent:
-            self._lent = False
-            self.holder.untold()
+        self.holder.untold(self._loan)
 
     def _deliver(self, queue: str, raw: bytes, tag: str, cancelled: bool) -> None:
         """Hand one message to the worker; what it cannot make a call of is set aside."""

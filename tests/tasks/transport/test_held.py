@@ -63,12 +63,12 @@ def test_what_another_carries_is_not_told_twice(holder: Holder) -> None:
     """The consumer takes ends along when it asks for more, and the holder's own thread stands back."""
     holder.wake = lambda: True  # as a consumer that is about to ask
     holder.settle(tag(holder, "a"), "done")
-    words = holder.lend()
-    assert words is not None
+    loan = holder.lend()
+    assert loan is not None
 
     assert holder.lend() is None
     holder.client.script_load(scripts.text("finish"))
-    holder.told(holder.client.execute_command(*words))
+    holder.told(loan, holder.client.execute_command(*loan.command))
 
     assert records(holder) == {b"1.1:b", b"1.1:c"}
     assert holder.lend() is None
@@ -77,11 +77,27 @@ def test_what_another_carries_is_not_told_twice(holder: Holder) -> None:
 def test_what_was_carried_and_not_heard_is_told_by_the_holder(holder: Holder) -> None:
     holder.wake = lambda: True
     holder.settle(tag(holder, "a"), "done")
-    assert holder.lend() is not None
+    loan = holder.lend()
+    assert loan is not None
 
-    holder.untold()
+    holder.untold(loan)
 
     wait_until(lambda: records(holder) == {b"1.1:b", b"1.1:c"}, 5, "Redis was told")
+
+
+def test_an_answer_that_comes_too_late_settles_nothing_else(holder: Holder) -> None:
+    """It was given up, and said again by somebody else."""
+    holder.wake = lambda: True
+    holder.settle(tag(holder, "a"), "done")
+    late = holder.lend(lasting=True)
+    assert late is not None
+    holder.untold(late)
+    wait_until(lambda: records(holder) == {b"1.1:b", b"1.1:c"}, 5, "Redis was told")
+    holder.settle(tag(holder, "b"), "done")
+
+    holder.told(late, [b"done"])
+
+    wait_until(lambda: records(holder) == {b"1.1:c"}, 5, "Redis was told of the next")
 
 
 def test_what_a_consumer_was_to_carry_and_does_not_is_told_all_the_same(holder: Holder) -> None:

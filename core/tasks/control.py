@@ -1,0 +1,58 @@
+"""Remote control: what Celery's commands to workers do beyond Celery's own, and one command of ours."""
+
+import logging
+import os
+from typing import Any
+
+from core.tasks import bridge, celery_app, runner
+from core.tasks.cancellation import cancel_key, mark_all
+
+logger = logging.getLogger("core.tasks")
+
+
+def add_commands() -> None:
+    """Make this worker understand them."""
+    from celery.worker import state as worker_state
+    from celery.worker.control import Panel, control_command, ok, revoke
+    from redis.exceptions import RedisError
+
+    if "cancel_call" in Panel.data:
+        return
+
+    @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]", name="revoke")  # type: ignore[untyped-decorator]
+    def revoke_for_good(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+        """Revoke calls by id, or a list of ids; a restart of the workers does not forget it."""
+        ids: list[str] = [task_id] if isinstance(task_id, str) else list(task_id or ())
+        try:
+            mark_all(state.app, ids)
+        except (RedisError, OSError) as error:
+            logger.warning("a revocation is kept in this worker alone: %s", error)
+        here = [id for id in ids if terminate and runner.cancel(id)]  # no process is to be ended for these
+        return revoke(state, task_id, terminate and not here, signal, **options)
+
+    @control_command(args=[("task_id", str)], signature="TASK_ID")  # type: ignore[untyped-decorator]
+    def cancel_call(state: Any, task_id: str, again: int = 3, **_: Any) -> Any:
+        """Cancel one call: it never starts, or its body gets CancelledError."""
+        if not any(request.id == task_id for request in worker_state.active_requests):
+            revoke(state, task_id)
+        if runner.cancel(task_id):
+            return ok(f"cancelling {task_id}")
+        for request in list(worker_state.reserved_requests):
+            if request.id == task_id:
+                # Else this process runs it: the body has just ended, or asks before it begins.
+                if request.worker_pid and request.time_start and request.worker_pid != os.getpid():
+                    os.kill(request.worker_pid, bridge.INTERRUPT)
+                    return ok(f"cancelling {task_id}")
+                if again:  # on its way to a pool process, which has perhaps looked for cancellations already
+                    state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
+        return ok(f"{task_id} does not run here")
+
+
+async def look_for_cancellations() -> None:
+    """Cancel those of this process's calls that somebody asked to cancel: a signal cannot say which."""
+    from core.tasks.listener import listener
+
+    results = await listener()
+    for task_id in runner.running():
+        if await results.command("EXISTS", cancel_key(celery_app.get_app().conf, task_id)):
+            runner.cancel(task_id)

@@ -1,0 +1,260 @@
+"""The asyncio pool: thousands of calls at once on one event loop, under Celery's own tracer.
+
+Celery runs a call as a plain function that returns when the call is done. Here that function runs in a greenlet, on
+the thread of the event loop: where it would wait for a body, it is suspended, and the loop goes on. So states, retries,
+signals and callbacks are Celery's, and a waiting call costs a few kilobytes. Plain functions run in threads.
+"""
+
+import asyncio
+import contextvars
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from celery import _state
+from celery.concurrency.base import BasePool, apply_target
+from celery.concurrency.prefork import _run_ready_callbacks
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.threads import get_ident
+from greenlet import getcurrent, greenlet
+
+from core import config
+from core.errors import OptionError
+from core.tasks import bridge, runner, watchdog
+
+logger = logging.getLogger("core.tasks")
+
+
+class Gone(BaseException):
+    """What becomes of this attempt is settled elsewhere, or is to be nothing: its message stays unacknowledged.
+
+    No `Exception`, so that Celery's tracer stores and acknowledges nothing for it.
+    """
+
+
+class _Tracer(greenlet):  # type: ignore[misc]
+    """Celery's tracer of one call."""
+
+    call: "Call"
+
+
+class Call:
+    """One call in the pool; Celery calls it a job, and keeps a weak reference to it."""
+
+    __slots__ = ("__weakref__", "asked", "gone", "pool", "soft", "timers", "tracer")
+
+    def __init__(self, pool: "TaskPool", asked: tuple[Any, ...]) -> None:
+        #: Task, id, tracer, hard and soft limit, and whom to tell of a limit that has passed.
+        self.pool, self.asked = pool, asked
+        #: The greenlet that it runs in; None while it waits for its turn, and where a thread runs it.
+        self.tracer: _Tracer | None = None
+        self.timers: list[asyncio.TimerHandle] = []
+        #: Whether its outcome is not wanted any more, and the soft limit that has passed.
+        self.gone, self.soft = False, 0.0
+
+    def terminate(self, signal: int | None = None) -> None:
+        """Stop it, since its outcome is settled: its body gets CancelledError. Any thread may ask."""
+        self.pool.loop.call_soon_threadsafe(self.pool.stop_call, self)
+
+
+#: The call that runs here: Celery's stacks of tasks and requests are kept by it, not by thread.
+_here: contextvars.ContextVar[Call | None] = contextvars.ContextVar("core_tasks_call", default=None)
+
+
+def _ident() -> Any:
+    return _here.get() or get_ident()
+
+
+class TaskPool(BasePool):  # type: ignore[misc]
+    """Runs coroutines on this process's event loop, and plain functions in threads."""
+
+    signal_safe = False
+    body_can_be_buffer = True
+
+    app: Any
+    limit: int
+    _hub: Any = None
+
+    def on_start(self) -> None:
+        """Begin."""
+        for option in ("maxtasksperchild", "max_memory_per_child"):
+            if self.options.get(option):
+                raise OptionError(f"{option} is not for the asyncio pool: a process runs all its calls at once.")
+        _state._task_stack.__ident_func__ = _ident
+        bridge.suspend_with(_in_tracer, _wait)
+        self.calls: set[Call] = set()
+        #: Calls on their way to the loop, and those for which the pool has no room.
+        self._arrived: deque[Call] = deque()
+        self._waiting: deque[Call] = deque()
+        self._pid = os.getpid()
+        self._awake = self._closing = False
+        self._ended = threading.Event()
+        self._threads = ThreadPoolExecutor(config.get_settings().task_worker_threads, thread_name_prefix="core-tasks")
+        #: The transport tells from there how calls end.
+        self.loop = bridge.loop()
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Celery's consumer has its own loop. kombu forgets it when a connection is made anew."""
+        self._hub = loop
+
+    def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, accept_callback: Any = None,
+        timeout: float | None = None, soft_timeout: float | None = None, timeout_callback: Any = None, **_: Any,
+    ) -> Call:  # fmt: skip
+        """Run Celery's tracer for one call. Called by the consumer's thread."""
+        run = partial(apply_target, target, args, kwargs, callback, accept_callback, self._pid, propagate=(Gone,))
+        call = Call(self, (args[0], args[1], run, timeout, soft_timeout, timeout_callback))
+        self._arrived.append(call)
+        if not self._awake:  # else the loop is about to look
+            self._awake = True
+            self.loop.call_soon_threadsafe(self._look)
+        return call
+
+    # On the loop
+
+    def _look(self) -> None:
+        self._awake = False
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._waiting and len(self.calls) < self.limit and not self._closing:
+            call = self._waiting.popleft()
+            self.calls.add(call)
+            self._launch(call)
+        if self._closing and not self.calls:
+            self._ended.set()
+
+    def _launch(self, call: Call) -> None:
+        name, _, run, timeout, soft_timeout, on_timeout = call.asked
+        task = self.app.tasks[name]
+        task.request_stack.__ident_func__ = _ident
+        timeout, soft_timeout = timeout or self.options["timeout"], soft_timeout or self.options["soft_timeout"]
+        context = contextvars.copy_context()
+        context.run(_here.set, call)
+        if not getattr(task, "is_coroutine", False):
+            future = self.loop.run_in_executor(self._threads, context.run, run)
+            future.add_done_callback(partial(self._ran, call))
+            return
+        if soft_timeout:
+            call.timers.append(self.loop.call_later(soft_timeout, self._soft, call, soft_timeout, on_timeout))
+        if timeout and timeout != (task.body.limit and task.body.limit.hard):  # else the runner keeps it
+            call.timers.append(self.loop.call_later(timeout, self._hard, call, timeout, on_timeout))
+        call.tracer = _Tracer(run)
+        call.tracer.call = call
+        call.tracer.gr_context = context
+        self._step(call, call.tracer.switch)
+
+    def _step(self, call: Call, switch: Callable[..., Any], *values: Any) -> None:
+        """Run the tracer until it waits, or to its end."""
+        try:
+            switch(*values)
+        except Gone:
+            pass
+        except BaseException:
+            logger.exception("a call ended the tracer that ran it")
+        if call.tracer is None or call.tracer.dead:
+            self._over(call)
+
+    def resume_from_body(self, call: Call, value: Any, error: BaseException | None) -> None:
+        """The body that a suspended tracer waits for has ended."""
+        if call.gone:
+            error = Gone()
+        elif call.soft:
+            error = SoftTimeLimitExceeded(call.soft)
+        self.resume(call, value, error)
+
+    def resume(self, call: Call, value: Any, error: BaseException | None) -> None:
+        """What a suspended tracer waits for has come."""
+        tracer = call.tracer
+        assert tracer is not None
+        if error is None:
+            self._step(call, tracer.switch, value)
+        else:
+            self._step(call, tracer.throw, type(error), error, error.__traceback__)
+
+    def _ran(self, call: Call, future: "asyncio.Future[Any]") -> None:
+        error = bridge.outcome(future)[1]
+        if error is not None:
+            logger.error("a call ended the tracer that ran it", exc_info=error)
+        self._over(call)
+
+    def _over(self, call: Call) -> None:
+        for timer in call.timers:
+            timer.cancel()
+        call.tracer = None
+        self.calls.discard(call)
+        self._fill()
+
+    def _soft(self, call: Call, seconds: float, on_timeout: Any) -> None:
+        on_timeout(True, seconds)
+        call.soft = seconds
+        runner.cancel(call.asked[1])
+
+    def _hard(self, call: Call, seconds: float, on_timeout: Any) -> None:
+        on_timeout(False, seconds)
+        self.stop_call(call)
+
+    def stop_call(self, call: Call) -> None:
+        """Stop a call whose outcome is settled. What runs in a thread cannot be stopped."""
+        if call.tracer is not None:
+            call.gone = True
+            runner.cancel(call.asked[1])
+
+    # From the consumer's thread
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Do nothing: the process runs other calls, too. Celery asks the call itself as well."""
+
+    def on_stop(self) -> None:
+        """Wait until what runs has ended. What has not begun stays unacknowledged."""
+        self._closing = True
+        self.loop.call_soon_threadsafe(self._drop)
+        while not self._ended.wait(0.1):
+            if self._hub is not None:  # acknowledgements that Celery hands to its own loop, which turns no more
+                self._hub.fire_timers()
+                _run_ready_callbacks(self._hub)
+        self._threads.shutdown(cancel_futures=True)
+
+    def _drop(self) -> None:
+        self._arrived.clear()
+        self._waiting.clear()
+        self._fill()
+
+    on_terminate = on_stop
+
+    def grow(self, n: int = 1) -> None:
+        """Let *n* more calls run at once."""
+        self.limit += n
+        self.loop.call_soon_threadsafe(self._fill)
+
+    def shrink(self, n: int = 1) -> None:
+        """Let *n* fewer calls run at once; what runs goes on."""
+        self.limit = max(self.limit - n, 1)
+
+    def _get_info(self) -> dict[str, Any]:
+        return {
+            **super()._get_info(),
+            "running": len(self.calls),
+            "waiting": len(self._waiting) + len(self._arrived),
+            "loop-lag": watchdog.lag(),
+        }
+
+
+def _in_tracer() -> bool:
+    return isinstance(getcurrent(), _Tracer)
+
+
+def _wait(begin: bridge.Begin, body: bool) -> Any:
+    tracer = getcurrent()
+    assert isinstance(tracer, _Tracer)
+    assert tracer.parent is not None
+    call = tracer.call
+    begin(partial(call.pool.resume_from_body if body else call.pool.resume, call))
+    return tracer.parent.switch()
