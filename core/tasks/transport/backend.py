@@ -22,9 +22,8 @@ from redis.exceptions import RedisError
 from core.tasks import bridge, celery_config, runner
 from core.tasks.transport import held
 from core.tasks.transport.scripts import passes, script
+from core.tasks.transport.speak import STARTED_AFTER
 
-#: Seconds that a body runs before its call is stored as started: a shorter one goes straight to its result.
-STARTED_AFTER = 0.02
 LONGEST_PAUSE = 2.0
 #: States that end an attempt: they leave together with the acknowledgement of their message.
 ENDS = states.READY_STATES | {states.RETRY}
@@ -73,14 +72,17 @@ class Backend(RedisBackend):  # type: ignore[misc]
             return _text(self.get_key_for_task(task_id)), ttl, self.encode(meta)
 
         holder = held.current()
+        starts = holder.speaker if holder and holder.speaker and holder.speaker.is_here() else _starts()
         if state == states.STARTED:
-            _starts().add(tag, lambda: holder.write(entry()) if holder else self.put(*entry(), tag))
+            starts.add(tag, lambda: holder.write(entry()) if holder else self.put(*entry(), tag))
             return
-        _starts().drop(tag)
+        starts.drop(tag)
         stored = entry()
-        if holder and state in ENDS and holder.keep_result(tag, stored):
+        if holder and (request.chord or request.errbacks) and state in states.READY_STATES:
+            bridge.aside(self._put_patiently, stored, tag)  # what follows reads it, before the acknowledgement
+        elif holder and state in ENDS and holder.keep_result(tag, stored):
             return
-        if holder:
+        elif holder:
             holder.write(stored)
         else:
             self._put_patiently(stored, tag)

@@ -10,9 +10,13 @@ local function header(message, name)
   return at and string.match(message, '^"' .. name .. '":%s*"([^"]+)"', at) or nil
 end
 
--- Puts a call into its list, at the front. False when something else has the list's name.
-local function back(prefix, call)
+-- Puts a call into its list, at the front. One that was given out before says so from now on, as with kombu.
+-- False when something else has the list's name.
+local function back(prefix, call, is_new)
   local list, message = split(call)
+  if not is_new and not string.find(message, '"redelivered": true', 1, true) then
+    message = string.gsub(message, '^(.*"delivery_info":%s*{)(%s*")', '%1"redelivered": true, %2')
+  end
   return type(redis.pcall('RPUSH', prefix .. list, message)) == 'number'
 end
 

@@ -13,7 +13,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -211,7 +210,7 @@ class Holder:
         """
         if not (self._pending and self._together and self._saying.acquire(blocking=False)):
             return None
-        ends = list(islice(self._pending, self._batch))
+        ends = self._next()
         command = ("EVALSHA", self._finish.sha, 1, self.key, self.prefix, *self._words(ends))
         self._loan = Loan(ends, command, lasting)
         return self._loan
@@ -304,7 +303,7 @@ class Holder:
 
     def _say(self) -> list[tuple[Held, str]]:
         """Tell Redis of some ends, in one round trip; return the calls that were set aside."""
-        batch = list(islice(self._pending, self._batch))
+        batch = self._next()
         if not self._together:  # the result first, then the acknowledgement
             for end in batch:
                 if end.result is not None:
@@ -312,6 +311,10 @@ class Holder:
                     end.result = None
         said = self._finish(keys=[self.key], args=[self.prefix, *self._words(batch)])
         return self._done(batch, said)
+
+    def _next(self) -> list[_End]:
+        """The ends that are told next. Others may add to what is pending meanwhile; an iterator would not bear that."""
+        return [self._pending[at] for at in range(min(len(self._pending), self._batch))]
 
     @staticmethod
     def _words(batch: list[_End]) -> list[Any]:

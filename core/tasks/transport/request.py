@@ -4,8 +4,9 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, Terminated, WorkerLostError
-from celery.worker import request
+from celery.worker import request, state
 
+from core.tasks import runner
 from core.tasks.transport import held
 
 
@@ -16,6 +17,8 @@ class Request(request.Request):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        if eta := self._request_dict.pop("core-eta", None):
+            self._request_dict["eta"] = eta
         if not isinstance(self.args, list | tuple) or not isinstance(self.kwargs, dict):
             raise InvalidTaskError("the arguments are not a list and an object")
         # Read already: the tracer need not do it again.
@@ -34,6 +37,14 @@ class Request(request.Request):  # type: ignore[misc]
         if holder := held.current():
             holder.begin(self.tag)
         super().on_accepted(pid, time_accepted)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Stop the call. Where its pool has no processes, its body is asked to end."""
+        if hasattr(self.task, "is_coroutine") and not pool.uses_semaphore:
+            state.revoked.add(self.id)  # a body that has not begun looks there
+            runner.cancel(self.id)
+        else:
+            super().terminate(pool, signal)
 
     def acknowledge(self) -> None:
         """Say that the call is done, in this thread."""

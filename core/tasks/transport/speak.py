@@ -13,6 +13,10 @@ from redis.exceptions import RedisError
 
 from core.tasks.transport.held import Holder, Loan
 
+#: Seconds that a body runs before its call is stored as started: a shorter one goes straight to its result.
+STARTED_AFTER = 0.02
+#: Seconds for which the consumer waits for the loop at most.
+MOMENT = 0.001
 #: Bytes that a socket takes at once, however busy its server is.
 MOST = 65_536
 #: Seconds between two tries to connect, and seconds that an answer may take where the client sets none.
@@ -34,14 +38,53 @@ class Speaker:
         self._due = False
         #: What the answer comes by, and when it is not waited for any more.
         self._fd = -1
+        self._turned = threading.Event()
+        #: Calls that have begun a moment ago: when they are to be stored as started, and how.
+        self._begun: dict[str, tuple[float, Callable[[], object]]] = {}
+        self._looks = False
         self._patience: asyncio.TimerHandle | None = None
         loop.call_soon_threadsafe(self._connect)
+
+    def is_here(self) -> bool:
+        """Whether this is the loop's thread."""
+        return threading.get_ident() == self._thread
+
+    def let_go_first(self) -> None:
+        """Wait a moment until the loop has begun with what it was given. The consumer's thread asks, and is not it.
+
+        Else the two would fight for the interpreter, and the call would wait for the consumer's next turn.
+        """
+        self._turned.clear()
+        self._loop.call_soon_threadsafe(self._turned.set)
+        self._turned.wait(MOMENT)
+
+    def add(self, tag: str, write: Callable[[], object]) -> None:
+        """A call has begun; *write* stores it as started, if it goes on for a while. On the loop only."""
+        self._begun[tag] = self._loop.time() + STARTED_AFTER, write
+        if not self._looks:
+            self._looks = True
+            self._loop.call_later(STARTED_AFTER, self._store_starts)
+
+    def drop(self, tag: str) -> None:
+        """Forget a call that has ended. On the loop only."""
+        self._begun.pop(tag, None)
+
+    def _store_starts(self) -> None:
+        now = self._loop.time()
+        while self._begun:
+            tag, (due, write) = next(iter(self._begun.items()))  # the earliest
+            if due > now:
+                self._loop.call_later(due - now, self._store_starts)
+                return
+            del self._begun[tag]
+            write()
+        self._looks = False
 
     def soon(self) -> None:
         """Tell what there is to tell when the loop turns. Any thread may ask."""
         if not self._due:
             self._due = True
-            if threading.get_ident() == self._thread:
+            if self.is_here():
                 self._loop.call_soon(self._say)
             else:
                 self._loop.call_soon_threadsafe(self._say)

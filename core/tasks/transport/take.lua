@@ -60,7 +60,7 @@ if ARGV[5] == '1' then
     local gone = {}
     for i = #ids, 1, -1 do  -- the earliest is pushed last, and leaves first
       local call = redis.call('HGET', waiting, ids[i])
-      if not call or back(prefix, call) then
+      if not call or back(prefix, call, true) then
         gone[#gone + 1] = ids[i]
       else
         redis.call('ZADD', delayed, string.format('%.6f', clock() + 60), ids[i])

@@ -172,6 +172,8 @@ class Taker:
             self._deliver(queue, raw, f"{self.holder.worker}/{record.decode()}", bool(cancelled))
         if queue:
             self._channel._queue_cycle.rotate(queue)
+            if self.holder.speaker is not None and not self._more:
+                self.holder.speaker.let_go_first()
 
     def _read(self) -> list[Any]:
         connection = self._channel.client.connection
@@ -214,7 +216,8 @@ class Taker:
             if cancelled:
                 state.revoked.add(call.headers.get("id"))
             if message.is_past(call.headers.get("eta")):
-                call.headers["eta"] = None  # Celery would wait for it once more
+                # Celery would wait for it once more; the body still sees it.
+                call.headers["core-eta"], call.headers["eta"] = call.headers["eta"], None
             self._channel.connection._deliver(payload, queue)
         except message.Unreadable as error:
             call.headers = message.names(raw)

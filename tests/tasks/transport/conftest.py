@@ -187,6 +187,12 @@ def make_worker(redis: "Redis[bytes]", prefix: str) -> Callable[[str], Worker]:
 
 
 @pytest.fixture
+def again() -> Callable[[bytes], bytes]:
+    """A message that is given out again: it says so, and nothing else of it has changed."""
+    return lambda message: message.replace(b'"delivery_info": {', b'"delivery_info": {"redelivered": true, ')
+
+
+@pytest.fixture
 def one(make_worker: Callable[[str], Worker]) -> Worker:
     return make_worker("00000001")
 

@@ -45,7 +45,9 @@ def test_calls_of_several_connections_go_back_in_order(one: Any, send: Any, wait
     assert waiting() == ids
 
 
-def test_each_call_goes_back_into_the_list_of_its_priority(one: Any, send: Any, waiting: Any, redis: Any) -> None:
+def test_each_call_goes_back_into_the_list_of_its_priority(
+    again: Any, one: Any, send: Any, waiting: Any, redis: Any
+) -> None:
     send("a")
     urgent = send("b", priority=3)
     send("c", queue="low")
@@ -54,7 +56,7 @@ def test_each_call_goes_back_into_the_list_of_its_priority(one: Any, send: Any, 
     assert one.adopt() == 3
 
     assert (waiting(), waiting(LATER), waiting("low")) == (["a"], ["b"], ["c"])
-    assert redis.lindex(f"{one.prefix}{LATER}", 0) == urgent
+    assert redis.lindex(f"{one.prefix}{LATER}", 0) == again(urgent)
 
 
 @pytest.mark.parametrize("message", [b"", b"garbage", b"a\nb\n", bytes(range(256))])

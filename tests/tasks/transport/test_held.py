@@ -1,6 +1,8 @@
 """The holder: what a worker has taken is told to Redis when it ends, by whoever speaks to Redis next."""
 
 import json
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -98,6 +100,31 @@ def test_an_answer_that_comes_too_late_settles_nothing_else(holder: Holder) -> N
     holder.told(late, [b"done"])
 
     wait_until(lambda: records(holder) == {b"1.1:c"}, 5, "Redis was told of the next")
+
+
+def test_ends_that_come_while_others_are_told_do_no_harm(holder: Holder) -> None:
+    """An iterator over what is pending would break, and nothing would ever be told again."""
+    ended, before = threading.Event(), sys.getswitchinterval()
+
+    def adds() -> None:
+        while not ended.is_set():
+            if len(holder._pending) < 1000:
+                holder.write(("celery-task-meta-x", 10, "{}"))
+
+    writer = threading.Thread(target=adds)
+    sys.setswitchinterval(1e-5)
+    writer.start()
+    try:
+        for _ in range(40_000):
+            with holder._saying:
+                holder._next()
+    finally:
+        ended.set()
+        writer.join()
+        sys.setswitchinterval(before)
+
+    holder.settle(tag(holder, "a"), "done")
+    wait_until(lambda: records(holder) == {b"1.1:b", b"1.1:c"}, 20, "Redis was told")
 
 
 def test_what_a_consumer_was_to_carry_and_does_not_is_told_all_the_same(holder: Holder) -> None:

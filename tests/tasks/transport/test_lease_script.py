@@ -79,7 +79,9 @@ def test_whose_own_lease_has_ended_takes_nobody_for_lost(one: Any, other: Any, s
 # What a lost worker held
 
 
-def test_the_calls_of_a_lost_worker_go_back_to_the_front(one: Any, other: Any, send: Any, waiting: Any) -> None:
+def test_the_calls_of_a_lost_worker_go_back_to_the_front(
+    again: Any, one: Any, other: Any, send: Any, waiting: Any
+) -> None:
     sent = {"a": send("a"), "b": send("b", priority=3)}
     one.take(lists=("default", LATER), queues=1)
     send("new")
@@ -90,7 +92,7 @@ def test_the_calls_of_a_lost_worker_go_back_to_the_front(one: Any, other: Any, s
 
     assert (waiting(), waiting(LATER)) == (["a", "new"], ["b", "new too"])
     taken = {call.id: call.message for call in other.take(lists=("default", LATER), queues=1).calls}
-    assert {name: taken[name] for name in sent} == sent
+    assert {name: taken[name] for name in sent} == {name: again(message) for name, message in sent.items()}
 
 
 def test_the_hash_of_a_lost_worker_is_gone(one: Any, other: Any, send: Any, redis: Any) -> None:
@@ -171,17 +173,17 @@ def test_a_list_that_is_something_else_keeps_no_other_call(one: Any, other: Any,
 
 
 def test_a_call_that_lost_its_worker_three_times_is_set_aside(
-    one: Any, other: Any, send: Any, waiting: Any, dead: Any, redis: Any, prefix: str
+    again: Any, one: Any, other: Any, send: Any, waiting: Any, dead: Any, redis: Any, prefix: str
 ) -> None:
     sent = send("a", priority=3)
 
     answers = [lose(one, other) for _ in range(3)]
 
-    assert answers == [[(one.name, 1, [])], [(one.name, 1, [])], [(one.name, 0, [sent])]]
+    assert answers == [[(one.name, 1, [])], [(one.name, 1, [])], [(one.name, 0, [again(sent)])]]
     assert (waiting(), waiting(LATER), redis.exists(one.key)) == ([], [], 0)
     entry = dead()["a"]
     assert (entry["task"], entry["queue"], entry["list"]) == ("t.work", "default", LATER)
-    assert entry["message"] == sent.decode()
+    assert entry["message"] == again(sent).decode()
     assert entry["reason"] == "lost its worker 3 times while it ran"
     assert WEEK - 10 < redis.ttl(f"{prefix}core-losses-a") <= WEEK
 
