@@ -160,7 +160,8 @@ def test_a_wrong_variable_is_named_with_field_value_and_reason(shared: Project) 
     assert found["error"].splitlines() == [
         "The settings cannot be used.",
         "  AppSettings.task_publish_timeout = '-3' (variable TASK_PUBLISH_TIMEOUT): Input should be greater than 0",
-        "  AppSettings.task_worker_pool = 'gevent' (variable TASK_WORKER_POOL): Input should be 'asyncio', 'prefork' or 'threads'",
+        "  AppSettings.task_worker_pool = 'gevent' (variable TASK_WORKER_POOL): "
+        "Input should be 'asyncio', 'prefork' or 'threads'",
     ]
 
 

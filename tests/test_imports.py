@@ -40,9 +40,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.tasks.definition",),
     ("core.tasks.decorators",),
     ("core.tasks",),
-    ("core.tasks.control", "core.tasks.stop"),
+    ("core.tasks.control", "core.tasks.pool", "core.tasks.stop"),
     ("core.tasks.worker",),
-    ("core.tasks.beat", "core.tasks.pool", "core.tasks.transport.scripts", "core.tasks.transport.message"),
+    ("core.tasks.beat", "core.tasks.transport.scripts", "core.tasks.transport.message"),
     ("core.tasks.transport.held",),
     (
         "core.tasks.transport.take",

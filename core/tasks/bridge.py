@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ logger = logging.getLogger("core.tasks")
 
 #: Threads for blocking calls. A call that waits for one of them is not lost time: it can still be withdrawn.
 THREADS = 8
+#: Seconds that a coroutine has for its `finally` where its process is told to exit.
+LAST_SECOND = 1.0
 #: The signal that reaches a plain function in a main thread. Celery leaves it alone in pool processes.
 INTERRUPT = signal.SIGUSR2
 #: The signal that tells a pool process to cancel its bodies, since its worker is about to end it. Billiard
@@ -151,6 +154,15 @@ class _Suspending:
 _suspending = _Suspending()
 
 
+#: Whose call runs here, where that is not the thread's.
+caller: contextvars.ContextVar[Any] = contextvars.ContextVar("core_tasks_caller", default=None)
+
+
+def ident() -> Any:
+    """What Celery's stacks of tasks and requests are kept by: the call or the thread that it began in."""
+    return caller.get() or threading.get_ident()
+
+
 def suspend_with(here: Callable[[], bool], wait: Callable[[Begin, bool], Any]) -> None:
     """Let calls that run on the loop wait without holding it up.
 
@@ -161,8 +173,13 @@ def suspend_with(here: Callable[[], bool], wait: Callable[[Begin, bool], Any]) -
     _suspending.here, _suspending.wait = here, wait
 
 
-def wait(begin: Begin) -> Any:
-    """Call *begin* on this process's event loop, and wait until it says how that ended, from Celery's side."""
+def wait(begin: Begin, stop: Callable[[], object] = bool, grace: float = 0.0) -> Any:
+    """Call *begin* on this process's event loop, and wait until it says how that ended, from Celery's side.
+
+    Args:
+        stop: What to do when something is raised in this thread meanwhile, as a limit of Celery's is.
+        grace: Seconds to wait then for the end, before that is raised; where the process is to exit, a second.
+    """
     if _suspending.here():
         return _suspending.wait(begin, True)
     future: Future[Any] = Future()
@@ -175,8 +192,16 @@ def wait(begin: Begin) -> Any:
 
     if _on_a_loop():
         raise SyncInLoop("apply()", "delay()")
-    loop().call_soon_threadsafe(begin, done)
-    return future.result()
+    context = contextvars.copy_context()
+    context.run(caller.set, ident())
+    loop().call_soon_threadsafe(begin, done, context=context)
+    try:
+        return future.result()
+    except BaseException as error:
+        if not future.done():
+            stop()
+            futures.wait([future], grace if isinstance(error, Exception) else LAST_SECOND)
+        raise
 
 
 def _on_a_loop() -> bool:

@@ -13,7 +13,7 @@ logger = logging.getLogger("core.tasks")
 def add_commands() -> None:
     """Make this worker understand them."""
     from celery.worker import state as worker_state
-    from celery.worker.control import Panel, control_command, ok, revoke
+    from celery.worker.control import Panel, control_command, ok, revoke, time_limit
     from redis.exceptions import RedisError
 
     if "cancel_call" in Panel.data:
@@ -27,8 +27,14 @@ def add_commands() -> None:
             mark_all(state.app, ids)
         except (RedisError, OSError) as error:
             logger.warning("a revocation is kept in this worker alone: %s", error)
-        here = [id for id in ids if terminate and runner.cancel(id)]  # no process is to be ended for these
-        return revoke(state, task_id, terminate and not here, signal, **options)
+        return revoke(state, task_id, terminate, signal, **options)
+
+    @control_command(args=[("task_name", str), ("soft", float), ("hard", float)], name="time_limit")  # type: ignore[untyped-decorator]
+    def limit_from_now_on(state: Any, **options: Any) -> Any:
+        """Change the time limits of a task."""
+        answer = time_limit(state, **options)
+        state.consumer.update_strategies()  # which remember what the limits were
+        return answer
 
     @control_command(args=[("task_id", str)], signature="TASK_ID")  # type: ignore[untyped-decorator]
     def cancel_call(state: Any, task_id: str, again: int = 3, **_: Any) -> Any:

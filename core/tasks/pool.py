@@ -16,18 +16,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery import _state
 from celery.concurrency.base import BasePool, apply_target
 from celery.concurrency.prefork import _run_ready_callbacks
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.utils.threads import get_ident
 from greenlet import getcurrent, greenlet
 
 from core import config
-from core.errors import OptionError
 from core.tasks import bridge, runner, watchdog
 
 logger = logging.getLogger("core.tasks")
+
+
+#: Greenlets that wait for calls, at most.
+KEPT = 100
 
 
 class Gone(BaseException):
@@ -38,9 +41,31 @@ class Gone(BaseException):
 
 
 class _Tracer(greenlet):  # type: ignore[misc]
-    """Celery's tracer of one call."""
+    """Runs Celery's tracer of one call after the other. A greenlet of its own for each would cost a page of memory."""
 
-    call: "Call"
+    #: The call that it runs; None while it waits for one.
+    call: "Call | None" = None
+
+    def __init__(self, idle: list["_Tracer"]) -> None:
+        super().__init__(self._run)
+        self._idle = idle
+
+    def _run(self, work: Callable[[], Any]) -> None:
+        """Run calls for ever; each next one is what the loop switches here with."""
+        assert self.parent is not None
+        while True:
+            try:
+                work()
+            except Gone:
+                pass
+            except BaseException:
+                logger.exception("a call ended the tracer that ran it")
+            del work  # else it would keep the call
+            self.call = None
+            if len(self._idle) >= KEPT:
+                return  # nothing else ends it: the garbage collector does not look into greenlets
+            self._idle.append(self)
+            work = self.parent.switch()
 
 
 class Call:
@@ -62,12 +87,9 @@ class Call:
         self.pool.loop.call_soon_threadsafe(self.pool.stop_call, self)
 
 
-#: The call that runs here: Celery's stacks of tasks and requests are kept by it, not by thread.
-_here: contextvars.ContextVar[Call | None] = contextvars.ContextVar("core_tasks_call", default=None)
-
-
-def _ident() -> Any:
-    return _here.get() or get_ident()
+def keep_by_call(task: Any = None) -> None:
+    """Make Celery's stack of tasks, or a task's of requests, known in coroutines, too."""
+    (task.request_stack if task else _state._task_stack).__ident_func__ = bridge.ident
 
 
 class TaskPool(BasePool):  # type: ignore[misc]
@@ -82,15 +104,13 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Begin."""
-        for option in ("maxtasksperchild", "max_memory_per_child"):
-            if self.options.get(option):
-                raise OptionError(f"{option} is not for the asyncio pool: a process runs all its calls at once.")
-        _state._task_stack.__ident_func__ = _ident
+        keep_by_call()
         bridge.suspend_with(_in_tracer, _wait)
         self.calls: set[Call] = set()
         #: Calls on their way to the loop, and those for which the pool has no room.
         self._arrived: deque[Call] = deque()
         self._waiting: deque[Call] = deque()
+        self._idle: list[_Tracer] = []
         self._pid = os.getpid()
         self._awake = self._closing = False
         self._ended = threading.Event()
@@ -104,10 +124,16 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def apply_async(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, target: Any, args: Any = (), kwargs: Any = None, callback: Any = None, accept_callback: Any = None,
-        timeout: float | None = None, soft_timeout: float | None = None, timeout_callback: Any = None, **_: Any,
+        timeout: float | None = None, soft_timeout: float | None = None, timeout_callback: Any = None,
+        error_callback: Any = None, **_: Any,
     ) -> Call:  # fmt: skip
         """Run Celery's tracer for one call. Called by the consumer's thread."""
-        run = partial(apply_target, target, args, kwargs, callback, accept_callback, self._pid, propagate=(Gone,))
+
+        def ended(told: Any) -> None:
+            # What is no `Exception` leaves the tracer; of that, `apply_target` tells in place of a result.
+            (error_callback if isinstance(told, ExceptionInfo) else callback)(told)
+
+        run = partial(apply_target, target, args, kwargs, ended, accept_callback, self._pid, propagate=(Gone,))
         call = Call(self, (args[0], args[1], run, timeout, soft_timeout, timeout_callback))
         self._arrived.append(call)
         if not self._awake:  # else the loop is about to look
@@ -134,10 +160,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def _launch(self, call: Call) -> None:
         name, _, run, timeout, soft_timeout, on_timeout = call.asked
         task = self.app.tasks[name]
-        task.request_stack.__ident_func__ = _ident
+        keep_by_call(task)
         timeout, soft_timeout = timeout or self.options["timeout"], soft_timeout or self.options["soft_timeout"]
         context = contextvars.copy_context()
-        context.run(_here.set, call)
+        context.run(bridge.caller.set, call)
         if not getattr(task, "is_coroutine", False):
             future = self.loop.run_in_executor(self._threads, context.run, run)
             future.add_done_callback(partial(self._ran, call))
@@ -146,20 +172,18 @@ class TaskPool(BasePool):  # type: ignore[misc]
             call.timers.append(self.loop.call_later(soft_timeout, self._soft, call, soft_timeout, on_timeout))
         if timeout and timeout != (task.body.limit and task.body.limit.hard):  # else the runner keeps it
             call.timers.append(self.loop.call_later(timeout, self._hard, call, timeout, on_timeout))
-        call.tracer = _Tracer(run)
-        call.tracer.call = call
-        call.tracer.gr_context = context
-        self._step(call, call.tracer.switch)
+        call.tracer = tracer = self._idle.pop() if self._idle else _Tracer(self._idle)
+        tracer.call, tracer.gr_context = call, context
+        self._step(call, tracer.switch, run)
 
     def _step(self, call: Call, switch: Callable[..., Any], *values: Any) -> None:
         """Run the tracer until it waits, or to its end."""
-        try:
-            switch(*values)
-        except Gone:
-            pass
-        except BaseException:
-            logger.exception("a call ended the tracer that ran it")
-        if call.tracer is None or call.tracer.dead:
+        switch(*values)
+        tracer = call.tracer
+        assert tracer is not None
+        if tracer.call is None:
+            if not tracer.dead:
+                tracer.gr_context = None
             self._over(call)
 
     def resume_from_body(self, call: Call, value: Any, error: BaseException | None) -> None:
@@ -256,5 +280,6 @@ def _wait(begin: bridge.Begin, body: bool) -> Any:
     assert isinstance(tracer, _Tracer)
     assert tracer.parent is not None
     call = tracer.call
+    assert call is not None
     begin(partial(call.pool.resume_from_body if body else call.pool.resume, call))
     return tracer.parent.switch()

@@ -193,12 +193,7 @@ def _current_task(request: Any, body: Body) -> CurrentTask:
 
 def _run_body(body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if body.is_coroutine:
-        try:
-            return bridge.wait(partial(_begin, body, mine, here, args, kwargs))
-        except BaseException:
-            if mine.stop is not None:
-                mine.stop()  # a soft limit that a stock producer asked for is raised in this thread, not in the body
-            raise
+        return bridge.wait(partial(_begin, body, mine, here, args, kwargs), partial(cancel, here.id), timeout.GRACE)
     context = contextvars.copy_context()
     context.run(enter, here)
     try:
@@ -210,6 +205,10 @@ def _run_body(body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any
     except (Stopped, Exception):
         raise
     except BaseException as error:
+        from billiard.common import terminate_handler_fired
+
+        if terminate_handler_fired():
+            raise  # the worker ends this process, and has said what becomes of the call
         raise _as_failure(error) from error
 
 
@@ -272,6 +271,10 @@ class _interruptible:
 
 def _cancelled_before(task: Any, task_id: str) -> bool:
     """Whether somebody cancelled this call while no worker had it, which workers cannot remember."""
+    from celery.worker import state
+
+    if task_id in state.revoked:  # while it waited in this worker
+        return True
     if task.reads_cancellations:
         return False  # that was read when the call was taken
     try:

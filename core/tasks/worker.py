@@ -6,6 +6,7 @@ Everything that makes a worker ours is hung on Celery's own signals and boot ste
 
 import argparse
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -23,6 +24,13 @@ from core.tasks.definition import SyncPeriodicTask, SyncTask
 
 logger = logging.getLogger("core.tasks")
 
+#: What every process of a worker needs, and shares when it was imported before they were forked.
+BEFORE_THE_FORK = (
+    "celery.apps.worker", "celery.bin.worker", "celery.events.dispatcher", "celery.worker.components",
+    "celery.worker.control", "celery.worker.heartbeat", "celery.worker.loops", "celery.worker.pidbox",
+    "celery.worker.strategy", "concurrent.futures.thread", "core.tasks.pool", "core.tasks.transport.backend",
+    "core.tasks.transport.consumer", "core.tasks.transport.request", "kombu.asynchronous.hub",
+)  # fmt: skip
 #: Calls at once, by pool; a pool of processes has one for each core.
 AT_ONCE = {"asyncio": 100, "threads": 50}
 
@@ -99,6 +107,8 @@ def run(
         return _node([*options, *extra], count)
     share, more = divmod(count, processes)
     together = _Together(count, processes)
+    for module in BEFORE_THE_FORK:
+        importlib.import_module(module)
     return supervisor.supervise(
         lambda number: _node([*options, *extra], share + (number <= more), together, number),
         processes,
@@ -143,11 +153,21 @@ def _node(options: Sequence[str], concurrency: int | None, together: _Together |
     if concurrency:
         own += ["--concurrency", str(concurrency)]
     try:
-        app.start(argv=["--quiet", "worker", *own, *options])
+        _celery_worker(app, [*own, *options])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     # Celery's own command drops what its worker ended with.
     return getattr(app.core_tasks_worker, "exitcode", None) or 0
+
+
+def _celery_worker(app: Any, options: Sequence[str]) -> None:
+    """Run `celery worker`, without the other commands: importing those would take a tenth of a process's memory."""
+    from celery.bin.base import CLIContext
+    from celery.bin.worker import worker
+
+    worker.params.extend([*app.user_options["worker"], *app.user_options["preload"]])
+    context = CLIContext(app=app, no_color=None, workdir=None, quiet=True)
+    worker.main(args=list(options), prog_name="celery worker", standalone_mode=False, obj=context)
 
 
 def log_to_stderr(loglevel: str) -> None:
@@ -201,10 +221,11 @@ def _prepare(app: Any) -> None:
 
         def __init__(self, parent: Any, autoscale: Any = None, **options: Any) -> None:
             super().__init__(parent, **options)
-            if autoscale and _pool_name(parent.pool_cls) == "asyncio":
-                raise OptionError(
-                    "--autoscale is not for the asyncio pool: a call that waits costs no process. Use --concurrency."
-                )
+            if _pool_name(parent.pool_cls) == "asyncio":
+                _refuse("--autoscale", autoscale, "a call that waits costs no process. Use --concurrency.")
+                per_child = "a process runs all its calls at once."
+                _refuse("--max-tasks-per-child", parent.max_tasks_per_child, per_child)
+                _refuse("--max-memory-per-child", parent.max_memory_per_child, per_child)
 
         def start(self, parent: Any) -> None:
             app.core_tasks_worker = parent
@@ -222,10 +243,21 @@ def _prepare(app: Any) -> None:
     signals.after_setup_logger.connect(_quieten, weak=False)
 
 
+def _refuse(option: str, given: Any, why: str) -> None:
+    from click import UsageError  # `celery worker` ends with this one's message and exit code, and no other's
+
+    if given:
+        raise UsageError(f"{option} is not for the asyncio pool: {why}")
+
+
 def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
     from celery.exceptions import CPendingDeprecationWarning
 
+    from core.tasks.pool import keep_by_call
+
     control.add_commands()
+    for task in (None, *celery_app.get_app().tasks.values()):
+        keep_by_call(task)
     _quieten()
     resources.expect_children(conf)
     conf.worker_concurrency = conf.worker_concurrency or AT_ONCE.get(_pool_name((options or {}).get("pool")))

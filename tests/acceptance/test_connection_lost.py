@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from marks import core_transport
+from marks import (
+    core_transport,
+    transport_pool,  # noqa: F401
+)
 from support import Project, held, redis_server, wait_until
 
 from core import embedded

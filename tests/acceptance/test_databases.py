@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from marks import core_transport
+from marks import (
+    core_transport,
+    transport_pool,  # noqa: F401
+)
 from redis import Redis
 from support import Project, held, project, redis_server, wait_until
 

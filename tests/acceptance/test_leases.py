@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from marks import core_transport
+from marks import (
+    core_transport,
+    transport_pool,  # noqa: F401
+)
 from redis import Redis
 from support import Process, Project, held, project, redis_server, wait_until
 
@@ -214,7 +217,7 @@ def test_a_revocation_outlives_the_workers(world: tuple[Project, Any], pool: str
     made, client = world
     worker = made.worker("--pool", pool, "--concurrency", "1")
     file = tmp_path / "marks"
-    [id] = call(made, f"quick.delay({str(file)!r}, countdown=3)")
+    [id] = call(made, f"quick.delay({str(file)!r}, countdown=5)")
     said = made.run("celery", "-A", "core", "control", "revoke", id)
     assert said.returncode == 0, said.stderr
     worker.stop()

@@ -103,7 +103,7 @@ def test_a_broker_that_freezes_is_given_up_at_the_deadline_while_the_loop_goes_o
     assert where(url) in call["said"]
     assert 0.9 <= call["seconds"] < 2
     assert seen["ticks"] > 20
-    assert seen["longest"] < 0.5
+    assert seen["longest"] < 1
 
 
 def test_a_broker_that_cannot_be_reached_is_given_up_at_the_deadline(fresh: Project) -> None:
@@ -124,7 +124,7 @@ def test_a_broker_that_cannot_be_reached_is_given_up_at_the_deadline(fresh: Proj
     assert (call["kind"], call["maybe"]) == ("PublishError", False)
     assert where(url) in call["said"]
     assert call["seconds"] < 2
-    assert seen["longest"] < 0.5
+    assert seen["longest"] < 1
 
 
 def test_a_host_that_does_not_exist_is_an_error_that_names_it(fresh: Project) -> None:

@@ -265,6 +265,6 @@ def test_a_pool_process_that_cannot_be_replaced_ends_its_worker(fragile: Project
 
     assert worker.wait() == 1
     assert worker.text().count(FAILED) == 1
-    assert "stopping: 1 running call may finish" in worker.text()
+    assert "stopping: " in worker.text()
     assert ["begins", "body begins", "body ends", "ends"] in marks_of(file).values()
     assert worker.text().count("exited with 'exitcode 1'") <= 3

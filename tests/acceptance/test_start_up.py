@@ -50,7 +50,7 @@ async def test_a_finished_call_has_one_line_without_its_arguments(worker: Proces
 
 
 def test_celerys_own_command_is_the_same_worker(fresh: Project) -> None:
-    environment = {"TASK_QUEUES": "mail,reports"}
+    environment = {"TASK_QUEUES": "mail,reports", "TASK_WORKER_PROCESSES": "1"}  # Celery's own command starts one
     celerys = fresh.start("celery", "-A", "core", "worker", "-l", "info", "-c", "2", **environment)
     own = fresh.start("core", "runworker", "-c", "2", **environment)
     celerys.wait_for("serving ")
@@ -59,7 +59,7 @@ def test_celerys_own_command_is_the_same_worker(fresh: Project) -> None:
     id = fresh.python(QUEUE_ONE, **environment).stdout.strip()
 
     assert ready_line(celerys) == ready_line(own)
-    assert ready_line(own) == "serving default, mail, reports, high-priority, other · 2 at once · prefork, 2 processes"
+    assert ready_line(own) == "serving default, mail, reports, high-priority, other · 2 at once · asyncio, 1 process"
     wait_until(lambda: f"[{id}] success in " in celerys.text() + own.text(), 20, "one of them runs it")
 
 

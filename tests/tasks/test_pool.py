@@ -12,7 +12,7 @@ from celery.utils.threads import LocalStack
 from support import wait_until
 
 from core.config import Settings, configure
-from core.errors import OptionError, SyncInLoop
+from core.errors import SyncInLoop
 from core.tasks import bridge
 from core.tasks.pool import TaskPool
 
@@ -122,7 +122,7 @@ def test_a_plain_function_blocks_a_thread_and_not_the_loop(calls: Calls) -> None
 def test_blocking_work_of_a_tracer_is_done_aside(calls: Calls) -> None:
     """As the sending of a retry: in a thread, which sees what the tracer does, while the loop goes on."""
     blocked, stack = threading.Event(), LocalStack()
-    stack.__ident_func__ = calls.pool.app.tasks["waiting"].request_stack.__ident_func__
+    stack.__ident_func__ = bridge.ident
 
     def sends() -> tuple[bool, Any]:
         stack.push("the request")
@@ -133,12 +133,9 @@ def test_blocking_work_of_a_tracer_is_done_aside(calls: Calls) -> None:
 
         return bridge.aside(work)
 
-    calls.add(0, calls.waits)
-    calls.let_go()
-    wait_until(lambda: calls.ended == {0: "released"}, 5, "the pool has set up how it tells calls apart")
-    stack.__ident_func__ = calls.pool.app.tasks["waiting"].request_stack.__ident_func__
     calls.add(1, sends)
     calls.add(2, calls.waits)
+    calls.let_go()
     wait_until(lambda: calls.ended.get(2) == "released", 5, "the loop went on")
 
     blocked.set()
@@ -208,11 +205,6 @@ def test_a_stop_waits_for_what_runs_and_begins_nothing_more(calls: Calls) -> Non
     assert not stopping.is_alive()
     assert calls.ended == dict.fromkeys(range(2), "released")
     assert calls.begun == [0, 1]
-
-
-def test_options_that_end_processes_are_refused_with_the_reason() -> None:
-    with pytest.raises(OptionError, match="maxtasksperchild is not for the asyncio pool"):
-        TaskPool(2, app=None, maxtasksperchild=100, **OPTIONS).start()
 
 
 async def test_a_task_that_is_applied_on_a_loop_is_refused_instead_of_stopping_it() -> None:
