@@ -7,7 +7,7 @@ export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.venv/cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-transport test-stock test-faults test-chaos clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting test-stock test-faults test-chaos test-celery clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ demo: .venv/standard ## Walk through everything on a server, worker and schedule
 	@$(BIN)/python tests/demo.py
 
 test: lint types ## Lint, types, and the whole test suite
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 4 --dist loadfile
 
 test-rabbitmq: .venv/dev ## Run the tests with RabbitMQ as the broker, where rabbitmq-server is installed
 	@TEST_RABBITMQ=1 $(BIN)/python -m pytest tests/brokers
@@ -54,7 +54,7 @@ check-install: ## Install without dev tools into an empty environment, and run t
 	venv/bin/python "$(CURDIR)/tests/demo.py"
 
 test-stock: .venv/dev ## The page and the acceptance tests over Celery's own Redis transport
-	@TEST_TRANSPORT=stock $(BIN)/python -m pytest tests/test_page.py tests/acceptance --numprocesses 3 --dist loadfile
+	@TEST_TRANSPORT=stock $(BIN)/python -m pytest tests/test_page.py tests/acceptance --numprocesses 4 --dist loadfile
 
 test-faults: .venv/dev ## Play every fault with ours and with plain Celery, and write docs/guarantees.md (20 minutes)
 	@$(BIN)/python tests/faults/run.py
@@ -62,11 +62,20 @@ test-faults: .venv/dev ## Play every fault with ours and with plain Celery, and 
 test-chaos: .venv/dev ## Everything at once, at random, for MINUTES=5, as SEED=… chooses
 	@$(BIN)/python tests/faults/chaos.py --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
+test-celery: .venv/dev ## Run Celery's own tests on plain Celery and on ours, and write docs/celery-suite.md (40 minutes)
+	@$(BIN)/python tests/celery_suite/run.py
+
 bench-transport: .venv/dev ## Drain queues with our transport and with Celery's own, also at 1 ms of network
 	@$(BIN)/python tests/bench/transport.py
 
-bench: .venv/dev ## Measure start-up, imports, calls and latency, as ratios to Celery's own
+bench-publishing: .venv/dev ## Queue calls one by one, many at once and in bulk, beside Celery's own `delay()`
+	@$(BIN)/python tests/bench/publishing.py
+
+bench: .venv/dev ## Measure start-up, calls, drains, latency and memory beside plain Celery (two minutes)
 	@$(BIN)/python tests/bench/figures.py
+
+bench-waiting: .venv/dev ## Ten thousand callers wait for their results on one event loop
+	@$(BIN)/python tests/bench/waiting.py
 
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,12 +1,12 @@
-"""`make bench`: what starting, importing, calling and waiting cost, in one run, as ratios where Celery has a twin.
+"""`make bench`: what the product is measured by, as ratios to plain Celery's in the same run, where Celery has a twin.
 
-Absolute numbers are this machine's; the ratios hold on others.
+Absolute numbers are this machine's; the ratios hold on others, and suffer less when it is busy with other things too.
 """
 
+import argparse
 import asyncio
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -15,38 +15,16 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from support import CORE, Project, clean_environment, project
-
-ROUNDS = 5
-
-
-def median(measure: Callable[[], float], rounds: int = ROUNDS) -> float:
-    return statistics.median(measure() for _ in range(rounds))
+import pool
+import publishing
+from support import CORE, Project, clean_environment, project, redis_server
+from table import head, median, row
 
 
 def wall(*command: str, cwd: Path) -> float:
     began = time.perf_counter()
     subprocess.run(command, cwd=cwd, env=clean_environment(), check=True, capture_output=True)
     return time.perf_counter() - began
-
-
-def row(what: str, value: str, target: str) -> None:
-    print(f"{what:58} {value:>24}   {target}", flush=True)
-
-
-def memory(pid: int) -> float:
-    """MiB of a process and its children that are not shared with others."""
-    pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    total = 0
-    for one in pids:
-        for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
-    return total / 1024
-
-
-def resident(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def server_start(made: Project) -> float:
@@ -60,85 +38,73 @@ def server_start(made: Project) -> float:
 
 def worker_start(made: Project) -> float:
     began = time.perf_counter()
-    worker = made.worker()
+    worker = made.worker("--processes", "2")
     took = time.perf_counter() - began
-    worker.stop()
+    worker.kill()
     return took
 
 
-async def publishing() -> tuple[float, float]:
-    """Seconds a call: ours awaited one by one, and Celery's own, alternating."""
-    from src.apps.probe.tasks import ignored
+def starting(made: Project, rounds: int) -> None:
+    """How long it takes until something runs."""
 
-    ours, theirs = [], []
-    celery_task = ignored.celery_task
-    await ignored.delay("/dev/null")
-    await asyncio.to_thread(celery_task.apply_async, ("/dev/null",))
-    for _ in range(ROUNDS * 2):
-        began = time.perf_counter()
-        for _ in range(200):
-            await ignored.delay("/dev/null")
-        ours.append((time.perf_counter() - began) / 200)
-        began = time.perf_counter()
-        for _ in range(200):
-            celery_task.apply_async(("/dev/null",))
-        theirs.append((time.perf_counter() - began) / 200)
-    return statistics.median(ours), statistics.median(theirs)
+    def seconds(what: str, measure: Callable[[], float], target: str, beside: float = 0) -> None:
+        taken = median(measure() for _ in range(rounds)) - beside
+        row(what, f"{taken:.2f} s", target=target, measured=taken)
+
+    head("starting")
+    bare = median(wall(sys.executable, "-c", "pass", cwd=made.root) for _ in range(rounds))
+    seconds("core --help", lambda: wall(CORE, "--help", cwd=made.root), "≤ 0.2")
+    seconds("import core.tasks", lambda: wall(sys.executable, "-c", "import core.tasks", cwd=made.root), "≤ 0.35", bare)
+    seconds("the development server, cold", lambda: server_start(made), "≤ 0.2")
+    seconds("a worker of two processes, until it serves", lambda: worker_start(made), "≤ 2.5")
 
 
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+async def queueing(world: pool.World, rounds: int) -> None:
+    """What a call costs its caller until it is queued."""
+    add, plain = world.tasks.add, world.plain.add
 
+    async def stock(_: object, calls: int) -> None:
+        for number in range(calls):
+            plain.delay(number, b=2)
 
-async def latency() -> tuple[list[float], list[float]]:
-    """Seconds from call to result in hand: ours, and Celery's blocking get(), alternating."""
-    from src.apps.probe.tasks import add
-
-    ours: list[float] = []
-    theirs: list[float] = []
-    celery_task = add.celery_task
-
-    def stock() -> None:
-        for _ in range(50):
+    ways = {
+        "Celery's delay()": (stock, 500, ""),
+        "delay(), one by one": (publishing.one_by_one, 1000, "≥ 2.5"),
+        "delay(), 100 at once": (publishing.at_once, 5000, "≥ 7"),
+        "delay_many() of 10,000": (publishing.many, 10_000, "≥ 10"),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for way in (stock, publishing.one_by_one):
+        await way(add, 1)
+    for _ in range(rounds):
+        for name, (way, calls, _target) in ways.items():
             began = time.perf_counter()
-            celery_task.apply_async((1, 2)).get(timeout=20)
-            theirs.append(time.perf_counter() - began)
-
-    for _ in range(ROUNDS * 2):
-        for _ in range(50):
-            began = time.perf_counter()
-            await (await add.delay(1, 2)).get(timeout=20)
-            ours.append(time.perf_counter() - began)
-        await asyncio.to_thread(stock)
-    return ours, theirs
+            await way(add, calls)
+            taken[name].append((time.perf_counter() - began) / calls)
+            world.client.flushall()
+    theirs = median(taken.pop("Celery's delay()"))
+    head("queueing; control: Celery's delay()")
+    for name, values in taken.items():
+        mine = median(values)
+        row(name, f"{mine * 1e6:.0f} µs", f"{theirs * 1e6:.0f} µs", theirs / mine, ways[name][2])
 
 
 def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=3)
+    rounds = options.parse_args().rounds
     logging.disable(logging.WARNING)  # the development server says each time that it was started
-    with project() as made:
+    began = time.perf_counter()
+    print(f"Python {sys.version.split()[0]}, medians of {rounds} alternating rounds or more")
+    with redis_server() as (url, _), project() as made:
         os.chdir(made.root)
         sys.path.append(str(made.root))
-        print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, medians of {ROUNDS} or more\n")
-        row("core --help", f"{median(lambda: wall(CORE, '--help', cwd=made.root)):.3f} s", "< 0.2 s")
-        bare = median(lambda: wall(sys.executable, "-c", "pass", cwd=made.root))
-        imported = median(lambda: wall(sys.executable, "-c", "import core.tasks", cwd=made.root)) - bare
-        row("import core.tasks", f"{imported:.3f} s", "< 0.35 s")
-        row("cold start of the development server", f"{median(lambda: server_start(made)):.3f} s", "< 0.2 s")
-        row("worker ready (prefork, 2 processes)", f"{median(lambda: worker_start(made), 3):.2f} s", "< 2.5 s")
-        worker = made.worker("--concurrency", "2")
-        row("memory of an idle worker and its 2 children (PSS)", f"{memory(worker.pid):.0f} MiB", "")
-        row("memory of its main process alone (RSS)", f"{resident(worker.pid):.0f} MiB", "")
-        ours, theirs = asyncio.run(publishing())
-        row("await f.delay()", f"{ours * 1e3:.3f} ms", "")
-        row("celery_task.apply_async()", f"{theirs * 1e3:.3f} ms", "")
-        row("ratio", f"{ours / theirs:.2f}", "≤ 1.5")
-        worker.stop()
-        made.worker("--concurrency", "2")
-        mine, stock = asyncio.run(latency())
-        for name, share in (("median", 0.5), ("p99", 0.99)):
-            a, b = percentile(mine, share), percentile(stock, share)
-            row(f"call to result, {name}: ours, Celery's blocking get()", f"{a * 1e3:.2f} ms, {b * 1e3:.2f} ms", "")
-            row("ratio", f"{a / b:.2f}", "≤ 1.1")
+        starting(made, rounds)
+        os.environ["REDIS_URL"] = url
+        world = pool.World(made, int(url.rpartition(":")[2].partition("/")[0]))
+        asyncio.run(queueing(world, rounds))
+        pool.figures(world, rounds)
+    print(f"\n{time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":

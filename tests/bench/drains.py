@@ -1,0 +1,185 @@
+"""Workers that stand still while calls are queued for them, and how long they take when they go on."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support import Process, wait_until
+
+#: What a worker's hash of held calls names beside calls.
+NO_CALLS = {b"connection", b"waiting"}
+RESULTS = "celery-task-meta-*"
+
+
+class Proxy:
+    """Passes bytes between a port of its own and the server, each way half of a round trip late."""
+
+    def __init__(self, port: int, delay: float) -> None:
+        self._target, self._delay = port, delay / 2
+        self._loop = asyncio.new_event_loop()
+        self.port = 0
+        ready = threading.Event()
+        threading.Thread(target=self._run, args=(ready,), daemon=True).start()
+        ready.wait()
+
+    def _run(self, ready: threading.Event) -> None:
+        async def serve() -> None:
+            server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+            self.port = server.sockets[0].getsockname()[1]
+            ready.set()
+
+        self._loop.run_until_complete(serve())
+        self._loop.run_forever()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        with suppress(ConnectionError):  # somebody was killed
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            self._loop.call_later(self._delay, writer.write, data)
+        self._loop.call_later(self._delay, writer.close)
+
+
+class Crew:
+    """Workers that share one list."""
+
+    def __init__(self, client: Any, queue: str, *workers: Process) -> None:
+        """Args:
+        client: Of their database, which nobody else uses meanwhile.
+        """
+        self.client, self.queue, self.workers = client, queue, workers
+
+    def stand_still(self) -> None:
+        """Stop all their processes, where they are."""
+        for worker in self.workers:
+            os.killpg(worker.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        for worker in self.workers:
+            os.killpg(worker.pid, signal.SIGCONT)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let them run here alone."""
+        self.go_on()
+        try:
+            yield
+        finally:
+            self.stand_still()
+
+    def memory(self) -> float:
+        """MiB of all their processes; what they share with each other counts once."""
+        return sum(_kib(pid) for pid in self._pids()) / 1024
+
+    def seconds(self) -> float:
+        """Processor time that their processes have taken, to a hundredth."""
+        return sum(_ticks(pid) for pid in self._pids()) / os.sysconf("SC_CLK_TCK")
+
+    def kill(self) -> None:
+        """Kill them all, and wait for their end: a connection that is still open may take calls."""
+        for worker in self.workers:
+            worker.kill()
+        wait_until(lambda: not [*self._pids()], 10, "they are gone")
+
+    def _pids(self) -> Iterator[int]:
+        groups = {str(worker.pid) for worker in self.workers}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+                if group in groups and state != "Z":
+                    yield int(stat.parent.name)
+
+
+def _kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _ticks(pid: int) -> int:
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What one drain took, for each call."""
+
+    #: Seconds, and those of the workers' processors.
+    wall: float
+    processor: float
+    #: Commands that the server has run, and round trips.
+    commands: float
+    trips: float
+
+
+def drain(crew: Crew, fill: Callable[[], object], calls: int) -> Drained:
+    """Queue calls for workers that stand still, and let them go on until all have succeeded.
+
+    Args:
+        fill: Queues that many calls.
+    """
+    client = crew.client
+    held = [f"core-held-{worker.decode()}" for worker in client.zrange("core-workers", 0, -1)]
+    looks, ended = 0, 0.0
+
+    def over() -> bool:
+        nonlocal looks, ended
+        looks, ended = looks + 1, time.perf_counter()
+        with client.pipeline(transaction=False) as asked:
+            asked.llen(crew.queue).hlen("unacked")
+            for key in held:
+                asked.hkeys(key)
+            waiting, unacked, *names = asked.execute()
+        return not (waiting or unacked or set().union(*names) - NO_CALLS) and succeeded(client) >= calls
+
+    fill()
+    commands, trips, busy, began = *counted(client), crew.seconds(), time.perf_counter()
+    with crew.awake():
+        try:
+            wait_until(over, 60, "all calls have succeeded")
+        except AssertionError as error:
+            left = {key.decode(): client.hlen(key) for key in client.keys("core-held-*")}
+            said = "".join(worker.text()[-3000:] for worker in crew.workers)
+            raise AssertionError(
+                f"{error}: {client.llen(crew.queue)} wait, {Counter(states(client))}, held {left}\n{said}"
+            ) from None
+    busy = crew.seconds() - busy
+    after = counted(client)
+    forget(client)
+    commands, trips = after[0] - commands - looks * (2 + len(held)) - 2, after[1] - trips - looks - 3
+    return Drained((ended - began) / calls, busy / calls, commands / calls, trips / calls)
+
+
+def states(client: Any) -> list[str]:
+    """The states that are stored of calls."""
+    keys = client.keys(RESULTS)
+    stored = client.mget(keys) if keys else []
+    return [meta.partition(b'"status": "')[2].partition(b'"')[0].decode() for meta in stored if meta]
+
+
+def succeeded(client: Any) -> int:
+    """How many calls have their result."""
+    return states(client).count("SUCCESS")
+
+
+def forget(client: Any) -> None:
+    """Remove all results."""
+    if keys := client.keys(RESULTS):
+        client.unlink(*keys)
+
+
+def counted(client: Any) -> tuple[int, int]:
+    """Commands that the server has run, and reads that it has made."""
+    commands = client.info("commandstats")
+    total = sum(stats["calls"] for name, stats in commands.items() if not name.startswith("cmdstat_info"))
+    return total, client.info("stats")["total_reads_processed"]
