@@ -133,6 +133,8 @@ async def _learn(call: Call, seconds: float) -> _Way:
     """Find out how this call leaves, in a thread: it may import task modules, or start the development server."""
 
     def learn(_: bridge.Handoff) -> _Way:
+        if (known := _known(call)) is not None:
+            return known  # another call of that kind has learned it meanwhile
         if queue := call.options.get("queue"):
             celery_app.check_queue(queue)
         celery_task = celery_app.celery_task(call.task)

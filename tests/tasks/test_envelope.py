@@ -1,5 +1,6 @@
 """The message of a call that the loop sends itself: what Celery's own `apply_async` sends, word for word."""
 
+import asyncio
 import base64
 import json
 import random
@@ -18,7 +19,7 @@ from support import redis_server
 
 from core import config
 from core.config import Settings, configure
-from core.tasks import CurrentTask, celery_app, periodic_task, publish, task
+from core.tasks import CurrentTask, bridge, celery_app, periodic_task, publish, task
 from core.tasks.context import current_or_none, enter
 from core.tasks.envelope import Call, new_id, shown
 
@@ -216,6 +217,20 @@ async def test_every_setting_that_changes_messages_changes_ours(
     send = declared()
     for options in ({}, {"priority": 7}):
         compare(*await both(server, send, ([[1]],), countdown=9, **options), "eta")
+
+
+async def test_calls_that_come_before_the_first_one_is_known_do_not_each_make_its_message(
+    project: Callable[..., None], server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand of them took seconds otherwise, one after the other in a few threads."""
+    project()
+    send, made, make = declared(), [], publish.envelope
+    monkeypatch.setattr(publish, "envelope", lambda *of: made.append(of) or make(*of))
+
+    await asyncio.gather(*(send.delay(str(number)) for number in range(200)))
+
+    assert server.llen("default") == 200
+    assert 1 <= len(made) <= bridge.THREADS
 
 
 def a_router(name: str, *_: Any, **__: Any) -> dict[str, str] | None:
