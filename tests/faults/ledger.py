@@ -118,7 +118,7 @@ class Ledger:
         for key in client.scan_iter(count=1000):
             name = key.decode(errors="replace")
             try:
-                if name.partition(PRIORITY)[0] == "default":
+                if name.removeprefix("core-next-").partition(PRIORITY)[0] == "default":
                     found["queued"] += client.llen(key)
                 for prefix, what in HELD.items():
                     if name == prefix or (prefix.endswith("-") and name.startswith(prefix)):

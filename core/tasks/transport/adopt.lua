@@ -2,7 +2,7 @@
 --
 -- KEYS  workers, held
 -- ARGV  worker, seconds of its lease (0: it ends), number of the new connection, the global key prefix,
---       then the records that it keeps
+--       then the records that it keeps, or where it ends, the lists that it has waited for
 -- Returns how many calls were put back.
 even_if_full(KEYS[2])
 local time = redis.call('TIME')
@@ -18,6 +18,7 @@ local count = all_back(ARGV[4], KEYS[2], others)
 redis.call('HSET', KEYS[2], 'connection', ARGV[3])
 if ARGV[2] == '0' then
   redis.call('HDEL', KEYS[2], 'waiting')
+  for i = 5, #ARGV do set_back(ARGV[4], ARGV[i]) end
   if redis.call('HLEN', KEYS[2]) == 1 then redis.call('EXPIRE', KEYS[2], 60) end
 end
 return count

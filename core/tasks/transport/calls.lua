@@ -37,6 +37,14 @@ local function all_back(prefix, held, calls)
   return count
 end
 
+-- Puts what was set down for whoever takes next from a list into that list again.
+local function set_back(prefix, list)
+  local moved
+  repeat
+    moved = redis.pcall('LMOVE', prefix .. 'core-next-' .. list, prefix .. list, 'LEFT', 'RIGHT')
+  until type(moved) ~= 'string'
+end
+
 -- A write that Redis allows when it is full. What follows in the same script is allowed then, too: a server that is
 -- full has to learn what is finished, and whose lease goes on.
 local function even_if_full(key)

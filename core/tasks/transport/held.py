@@ -96,6 +96,8 @@ class Holder:
         self.prefix = str(app.conf.broker_transport_options.get("global_keyprefix", ""))
         self.calls: dict[str, Held] = {}
         self.connection = 0
+        #: Lists that its connections have waited for.
+        self.waited: set[str] = set()
         self.qos: Any = None
         #: Makes the consumer turn and ask for calls, if it is about to; says whether it is. Any thread calls it.
         self.wake: Callable[[], bool] = lambda: False
@@ -255,7 +257,7 @@ class Holder:
         try:
             while self._pending:
                 self._aside.extend(self._say())
-            self._adopt(keys=[self.workers, self.key], args=[self.worker, 0, 0, self.prefix])
+            self._adopt(keys=[self.workers, self.key], args=[self.worker, 0, 0, self.prefix, *self.waited])
         except (RedisError, OSError):
             return False
         finally:

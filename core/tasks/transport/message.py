@@ -5,6 +5,8 @@ import time
 from datetime import datetime
 from typing import Any
 
+from pydantic_core import from_json
+
 #: Seconds. A countdown of more than a century is a mistake.
 FARTHEST = 100 * 365.25 * 86400
 #: The types that a limit has in JSON.
@@ -25,7 +27,7 @@ def read(raw: bytes) -> dict[str, Any]:
 
     try:
         # kombu's decoder is a Python call for every object, and only values that it made need it.
-        payload = loads(raw) if b'"__type__"' in raw else json.loads(raw)  # type: ignore[no-untyped-call]
+        payload = loads(raw) if b'"__type__"' in raw else parsed(raw)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise Unreadable(f"the message is not JSON ({_said(error)})") from None
     if not isinstance(payload, dict):
@@ -38,6 +40,18 @@ def read(raw: bytes) -> dict[str, Any]:
     if "task" in payload["headers"]:  # else a message of Celery's first protocol, with everything in its body
         _check_headers(payload["headers"])
     return payload
+
+
+def parsed(text: bytes) -> Any:
+    """What the standard library makes of JSON, in less time. It also reads what the faster decoder will not.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
 
 
 def _check_headers(headers: dict[str, Any]) -> None:

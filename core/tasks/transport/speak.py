@@ -15,8 +15,9 @@ from core.tasks.transport.held import Holder, Loan
 
 #: Seconds that a body runs before its call is stored as started: a shorter one goes straight to its result.
 STARTED_AFTER = 0.02
-#: Seconds for which the consumer waits for the loop at most.
-MOMENT = 0.001
+#: Seconds for which the consumer waits for the loop at most, and turns in which the loop has run a body that does not
+#: wait for anything, and told Redis.
+MOMENT, TURNS = 0.001, 4
 #: Bytes that a socket takes at once, however busy its server is.
 MOST = 65_536
 #: Seconds between two tries to connect, and seconds that an answer may take where the client sets none.
@@ -50,13 +51,19 @@ class Speaker:
         return threading.get_ident() == self._thread
 
     def let_go_first(self) -> None:
-        """Wait a moment until the loop has begun with what it was given. The consumer's thread asks, and is not it.
+        """Wait a moment until the loop has run what it was given. The consumer's thread asks, and is not it.
 
         Else the two would fight for the interpreter, and the call would wait for the consumer's next turn.
         """
         self._turned.clear()
-        self._loop.call_soon_threadsafe(self._turned.set)
+        self._loop.call_soon_threadsafe(self._turn, TURNS)
         self._turned.wait(MOMENT)
+
+    def _turn(self, left: int) -> None:
+        if left:
+            self._loop.call_soon(self._turn, left - 1)
+        else:
+            self._turned.set()
 
     def add(self, tag: str, write: Callable[[], object]) -> None:
         """A call has begun; *write* stores it as started, if it goes on for a while. On the loop only."""

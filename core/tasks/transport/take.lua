@@ -12,9 +12,19 @@
 local held, delayed, waiting = KEYS[1], KEYS[2], KEYS[3]
 local room, queues, take, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[4], ARGV[7]
 
+-- The lists without their prefix, and where what has woken a worker was set down: that is taken first.
+local lists, nexts = {}, {}
+for number = 1, #KEYS - 3 do
+  lists[number] = string.sub(KEYS[3 + number], #prefix + 1)
+  nexts[number] = prefix .. 'core-next-' .. lists[number]
+end
+
 -- A connection that was given up may still be waiting at a server that has not noticed.
 local connection = redis.call('HGET', held, 'connection')
-if connection and connection ~= ARGV[3] then return {0, ''} end
+if connection and connection ~= ARGV[3] then
+  for _, list in ipairs(lists) do set_back(prefix, list) end
+  return {0, ''}
+end
 
 local now
 local function clock()
@@ -77,15 +87,16 @@ end
 
 local answer, ids, count = {0, until_next}, {}, 0
 local looked = 0
+local any_next = redis.call('EXISTS', unpack(nexts)) > 0
 
--- Takes up to `most` calls from one list; returns how many, and whether it may hold more.
-local function from(number, most)
-  local list = string.sub(KEYS[3 + number], #prefix + 1)
+-- Takes up to `most` calls of one list out of a key; returns how many, and whether it may hold more.
+local function out_of(key, number, most)
+  local list = lists[number]
   local taken = 0
   while taken < most do
     if looked >= 1000 then return taken, true end
     local asked = most - taken
-    local messages = redis.pcall('RPOP', KEYS[3 + number], asked)
+    local messages = redis.pcall('RPOP', key, asked)
     if not messages or messages.err then return taken, false end
     local records, parked = {}, {}
     for _, message in ipairs(messages) do
@@ -120,6 +131,12 @@ local function from(number, most)
   return taken, true
 end
 
+local function from(number, most)
+  local first = any_next and out_of(nexts[number], number, most) or 0
+  local taken, full = out_of(KEYS[3 + number], number, most - first)
+  return first + taken, full
+end
+
 local more = false
 for first = 1, #KEYS - 3, queues do
   local left = {}
@@ -144,6 +161,9 @@ for first = 1, #KEYS - 3, queues do
   end
 end
 if more then answer[1] = 1 end
+if any_next and room == 0 then  -- others have room, perhaps
+  for _, list in ipairs(lists) do set_back(prefix, list) end
+end
 answer[2] = until_next
 
 if count > 0 and ARGV[6] ~= '' and redis.call('EXISTS', unpack(ids)) > 0 then

@@ -1,9 +1,9 @@
 """How a worker takes calls out of its lists.
 
-A connection waits for a list to fill without taking anything from it: `BLMOVE` of a message onto its own place. Where
-a worker waits for one list, the script that takes is written behind it on the same connection, so that waking and
-taking are one round trip. Where there are several, each has a connection that waits, and the script goes when one
-of them answers.
+A connection waits for a list to fill without taking anything from it: `BLMOVE` sets a message down where the next
+take of any worker begins, so that each message wakes one worker, and none is anybody's yet. Where a worker waits for
+one list, the script that takes is written behind it on the same connection, so that waking and taking are one round
+trip. Where there are several, each has a connection that waits, and the script goes when one of them answers.
 """
 
 import time
@@ -20,7 +20,8 @@ from core.tasks.transport.scripts import script
 
 #: Calls that one script takes at most, however many may run at once.
 MOST = 500
-#: Seconds that a connection waits for its list. Lists of priorities that nobody has used yet are looked at as often.
+#: Seconds that a connection waits for its list. Lists of priorities that nobody has used yet are looked at as often,
+#: and what was set down for a worker that is gone.
 WAIT = 1.0
 #: Seconds between looks for calls whose time has come, while there is plenty to take.
 LOOK = 0.2
@@ -29,8 +30,8 @@ LOOK = 0.2
 class _Bell:
     """A connection that waits for one list, where there is more than one."""
 
-    def __init__(self, connection: Any, key: str, hub: Any) -> None:
-        self._connection, self._key, self._hub = connection, key, hub
+    def __init__(self, connection: Any, prefix: str, name: str, hub: Any) -> None:
+        self._connection, self._prefix, self.name, self._hub = connection, prefix, name, hub
         #: The socket that an answer will come by, and when it was asked for.
         self._fd: int | None = None
         self._since = 0.0
@@ -41,7 +42,7 @@ class _Bell:
         if self._fd is not None and now - self._since > WAIT + patience:
             self.close()  # the connection is dead, and nobody has said so
         if self._fd is None:
-            self._connection.send_command("BLMOVE", self._key, self._key, "RIGHT", "RIGHT", WAIT)
+            self._connection.send_command(*_awaiting(self._prefix, self.name, WAIT))
             self._fd, self._since = self._connection._sock.fileno(), now
             self._hub.add_reader(self._fd, rung, self)
 
@@ -49,6 +50,12 @@ class _Bell:
         """Whether the list has a message, now that the server has answered."""
         self._forget()
         return self._connection.read_response() is not None
+
+    def back(self) -> None:
+        """Put the message into its list again, for another worker."""
+        key = self._prefix + self.name
+        self._connection.send_command("LMOVE", _next(self._prefix, self.name), key, "LEFT", "RIGHT")
+        self._connection.read_response()
 
     def close(self) -> None:
         """Hang up."""
@@ -86,8 +93,8 @@ class Taker:
         #: it, and only a new beginning says whose they are.
         self._socket: Any = None
 
-    def ask(self) -> bool:
-        """Send the script, if it is time; False while connections wait for their lists instead."""
+    def ask(self, connection: Any) -> bool:
+        """Send the script by way of *connection*, if it is time; False while others wait for their lists instead."""
         channel, prefix, now = self._channel, self.holder.prefix, time.monotonic()
         # The most urgent first; queues take turns.
         queues = channel._queue_cycle.consume(len(channel.active_queues))
@@ -95,13 +102,13 @@ class Taker:
         if not lists:
             return False
         for name in queues:
-            self._waited.setdefault(name, None)
+            self._wait_for(name)
         commands: list[tuple[Any, ...]] = []
         if not self._more and len(self._waited) == 1:
-            key, wait = prefix + queues[0], min(WAIT, max(self._next - now, 0.01)) if self._next else WAIT
-            commands.append(("BLMOVE", key, key, "RIGHT", "RIGHT", f"{wait:.3f}"))
+            wait = min(WAIT, max(self._next - now, 0.01)) if self._next else WAIT
+            commands.append(_awaiting(prefix, queues[0], wait))
         elif not (self._more or self._rang or now >= self._looked + WAIT or 0 < self._next <= now):
-            self._wait()
+            self._wait({name for _, name in lists})
             if self.holder.speaker is None:
                 self.holder.tell()
             return False
@@ -121,7 +128,6 @@ class Taker:
             self.holder.tell()
         commands.append(("EVALSHA", self._script.sha, len(keys), *keys, *words))
         self._asked, self._answers = lists, len(commands)
-        connection = channel.client.connection
         try:
             self._socket = self._socket or connection._sock
             if connection._sock is None or connection._sock is not self._socket:
@@ -139,22 +145,34 @@ class Taker:
         self._hub.call_soon(_nothing)
         return True
 
-    def _wait(self) -> None:
+    def _wait_for(self, name: str) -> None:
+        if name not in self._waited:
+            self._waited[name] = None
+            self.holder.waited.add(name)
+
+    def _wait(self, names: set[str]) -> None:
         for name, bell in self._waited.items():
+            if name not in names:
+                continue  # it is consumed no more
             if bell is None:
                 connection = self._channel.client.connection_pool.get_connection()
-                bell = self._waited[name] = _Bell(connection, self.holder.prefix + name, self._hub)
+                bell = self._waited[name] = _Bell(connection, self.holder.prefix, name, self._hub)
             bell.wait(self._ring, self._channel.health_check_interval)
 
     def _ring(self, bell: _Bell) -> None:
-        self._rang = bell.answer() or self._rang
+        if bell.answer():
+            queue = bell.name.partition(self._channel.sep)[0]
+            if queue in self._channel.active_queues and self._channel.qos.can_consume():
+                self._rang = True
+            else:
+                bell.back()
 
-    def receive(self) -> None:
-        """Read what the script has taken, and hand it to the worker.
+    def receive(self, connection: Any) -> None:
+        """Read from *connection* what the script has taken, and hand it to the worker.
 
         kombu's `Empty` is raised where the server had lost the script, which it has again now.
         """
-        found = self._read()
+        found = self._read(connection)
         self._more, self._rang = found[0] == 1, False
         if found[1]:
             coming = time.monotonic() + float(found[1])
@@ -168,15 +186,14 @@ class Taker:
         for at in range(2, len(found), 4):
             number, raw, record, cancelled = found[at : at + 4]
             queue, name = self._asked[number - 1]
-            self._waited.setdefault(name, None)
+            self._wait_for(name)
             self._deliver(queue, raw, f"{self.holder.worker}/{record.decode()}", bool(cancelled))
         if queue:
             self._channel._queue_cycle.rotate(queue)
             if self.holder.speaker is not None and not self._more:
                 self.holder.speaker.let_go_first()
 
-    def _read(self) -> list[Any]:
-        connection = self._channel.client.connection
+    def _read(self, connection: Any) -> list[Any]:
         answers: list[Any] = []
         for _ in range(self._answers):  # where one is an error, the next one is there all the same
             try:
@@ -236,6 +253,16 @@ class Taker:
         for bell in filter(None, self._waited.values()):
             with suppress(RedisError, OSError):
                 bell.close()
+
+
+def _next(prefix: str, name: str) -> str:
+    """The key of what was set down for whoever takes next from this list."""
+    return f"{prefix}core-next-{name}"
+
+
+def _awaiting(prefix: str, name: str, seconds: float) -> tuple[str, ...]:
+    """The command that answers when a list has a message, or *seconds* have passed."""
+    return ("BLMOVE", prefix + name, _next(prefix, name), "RIGHT", "LEFT", f"{seconds:.3f}")
 
 
 def _nothing() -> None:

@@ -228,6 +228,45 @@ def test_a_queue_may_have_any_name(one: Any, send: Any, waiting: Any, queue: str
     assert waiting(queue) == ["a"]
 
 
+# What has woken a worker
+
+NEXT = "core-next-default"
+
+
+def test_what_has_woken_a_worker_is_the_first_that_anybody_takes(one: Any, other: Any, send: Any, redis: Any) -> None:
+    for task_id in "abcd":
+        send(task_id)
+    for _ in range(2):  # as two connections do that wait
+        redis.lmove(f"{one.prefix}default", f"{one.prefix}{NEXT}", "RIGHT", "LEFT")
+
+    taken = other.take(3)
+
+    assert (taken.ids, taken.more) == (["a", "b", "c"], True)
+    assert {record.partition(b"\n")[0] for record in other.holds().values()} == {b"default"}
+    assert one.take().ids == ["d"]
+
+
+@pytest.mark.parametrize("who", ["is full", "has another connection", "ends"])
+def test_what_has_woken_a_worker_that_cannot_take_it_is_in_its_list_again(
+    one: Any, send: Any, redis: Any, waiting: Any, who: str
+) -> None:
+    for task_id in "abc":
+        send(task_id)
+    for _ in range(2):
+        redis.lmove(f"{one.prefix}default", f"{one.prefix}{NEXT}", "RIGHT", "LEFT")
+
+    if who == "is full":
+        assert one.take(1, ("other", "default")).ids == ["a"]
+    elif who == "has another connection":
+        one.adopt()
+        assert one.take(connection=1).ids == []
+    else:
+        one.adopt("default", seconds=0)
+
+    assert redis.exists(f"{one.prefix}{NEXT}") == 0
+    assert waiting("default") == (["b", "c"] if who == "is full" else ["a", "b", "c"])
+
+
 # Cancelled calls
 
 
@@ -246,7 +285,9 @@ def test_where_marks_cannot_be_seen_none_is_looked_for(one: Any, send: Any, admi
     admin.config_resetstat()
 
     assert [call.cancelled for call in one.take(cancellations=False).calls] == [False]
-    assert not {"cmdstat_exists", "cmdstat_mget"} & admin.info("commandstats").keys()
+    asked = admin.info("commandstats")
+    assert "cmdstat_mget" not in asked
+    assert asked["cmdstat_exists"]["calls"] == 1  # for what was set down
 
 
 @pytest.mark.parametrize("name", ["id", "eta", "task", '"id": "b"'])
