@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.celery_config",
         "core.tasks.dead",
     ),
-    ("core.tasks.cancellation", "core.tasks.resources", "core.tasks.watchdog"),
+    ("core.tasks.cancellation", "core.tasks.resources", "core.tasks.watchdog", "core.tasks.wire"),
     ("core.tasks.celery_app",),
     ("core.tasks.envelope",),
     ("core.tasks.listener", "core.tasks.sender"),
@@ -211,7 +211,9 @@ def test_private_names_of_celery_and_kombu_stay_in_the_transport_and_the_pool(mo
         elif isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr) and node.attr not in OWN_PRIVATE:
             private.append(ast.unparse(node))
 
-    assert set(private) - {"os._exit", "sys._current_frames", "sys._getframe"} == set()
+    # The client's connections have no public name for what they write to; it has been the same since redis 4.2.
+    allowed = {"core.tasks.wire": {"connection._writer"}}.get(module, set())
+    assert set(private) - {"os._exit", "sys._current_frames", "sys._getframe"} == allowed
 
 
 def _own_private() -> set[str]:

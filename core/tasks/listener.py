@@ -20,14 +20,13 @@ from core.broker_error import broker_error
 from core.errors import BrokerUnreachable, CoreError
 from core.redis_url import SCHEMES, RedisURL
 from core.tasks import cancellation, celery_app
+from core.tasks.wire import Wire
 
 logger = logging.getLogger("core.tasks")
 
 FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 #: Keys that one command names, commands that one write holds, and channels that are left together, at most.
 BATCH = 100
-#: Words of the server that are read before others on the loop have their turn: three for a result, or one.
-TURN = 150
 #: Seconds after which a connection that nobody needs is closed.
 IDLE = 30.0
 LONGEST_PAUSE = 2.0
@@ -73,7 +72,8 @@ class Listener:
         self._unwanted: set[str] = set()
         self._commands: list[Command] = []
         self._sent: deque[Command] = deque()
-        self._wake, self._hurry = asyncio.Event(), asyncio.Event()
+        self._wire: Wire | None = None
+        self._due, self._hurry = False, asyncio.Event()
         self._heard = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -156,10 +156,10 @@ class Listener:
         self._new.discard(key)
         self._unwanted.add(key)
         if len(self._unwanted) >= BATCH:
-            self._wake.set()
+            self._speak_soon()
 
     def _stir(self) -> None:
-        self._wake.set()
+        self._speak_soon()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="core-tasks-listener")
 
@@ -204,49 +204,49 @@ class Listener:
                 await connection.connect()
             self._heard = asyncio.get_running_loop().time()
             self._new, self._unwanted = set(self._waiting), set()
-            tasks = [asyncio.create_task(self._read(connection)), asyncio.create_task(self._write(connection))]
-            try:
-                await self._watch(tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            self._wire = Wire(connection, self._answered, self._pushed)
+            self._speak()
+            await self._watch(self._wire)
         except (RedisError, OSError) as error:
             raise broker_error(error, self._url) from error
         finally:
+            self._wire = None
             await connection.disconnect(nowait=True)
             await self._client.aclose()
             self._commands = [command for command in (*self._sent, *self._commands) if command[1]]
             self._sent.clear()
 
-    async def _watch(self, tasks: "list[asyncio.Task[None]]") -> None:
+    async def _watch(self, wire: Wire) -> None:
         """Find a connection that is lost, one that nobody needs, and a server that is gone without a word."""
         from redis.exceptions import TimeoutError as NoAnswer
 
         now = asyncio.get_running_loop().time
         needed = now()
         while True:
-            done, _ = await asyncio.wait(tasks, timeout=ANSWER, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait((wire.lost,), timeout=ANSWER)
+            if wire.lost.done():
+                wire.lost.result()
             silent = now() - self._heard
             if silent >= SILENCE + ANSWER:
                 raise NoAnswer(f"no answer within {ANSWER:g} s")
             if silent >= SILENCE:
                 self._commands.append((("PING",), None))
-                self._wake.set()
+                self._speak_soon()
             if self._waiting or self._commands or self._sent:
                 needed = now()
             elif now() - needed >= IDLE:
                 return
 
-    async def _write(self, connection: Any) -> None:
+    def _speak_soon(self) -> None:
         """Send what is to be said; what one turn of the loop has to say leaves together."""
-        while True:
-            while words := self._words():
-                await connection.send_packed_command(connection.pack_commands(words), check_health=False)
-            self._wake.clear()
-            await self._wake.wait()
+        if self._wire is not None and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._speak)
+
+    def _speak(self) -> None:
+        self._due = False
+        while self._wire is not None and (words := self._words()):
+            self._wire.write(*words)
 
     def _words(self) -> list[tuple[str | int, ...]]:
         """The next commands. Subscribing comes first, and only then is a key looked at: so a result stored at any
@@ -264,28 +264,13 @@ class Listener:
         self._sent.extend(sent)
         return words + [command for command, _ in sent]
 
-    async def _read(self, connection: Any) -> None:
-        """Hand out what arrives: what was published, and in their order the answers to commands."""
-        from redis.exceptions import ResponseError
-
-        now, words = asyncio.get_running_loop().time, 0
-        while True:
-            try:
-                said = await connection.read_response(disconnect_on_error=False, push_request=True)
-            except ResponseError as error:
-                said = error
-            self._heard = now()
-            if isinstance(said, list) and said[0] in (b"message", b"subscribe", b"unsubscribe"):
-                if said[0] == b"message":
-                    self._found(said[1].decode(), said[2])
-            elif said is not None:  # news of the server's own
-                self._answered(said)
-            words += len(said) if isinstance(said, list) else 1
-            if words >= TURN:
-                words = 0
-                await asyncio.sleep(0)
+    def _pushed(self, said: Any) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if said[0] == b"message":
+            self._found(said[1].decode(), said[2])
 
     def _answered(self, said: Any) -> None:
+        self._heard = asyncio.get_running_loop().time()
         (_, *keys), future = self._sent.popleft()
         if future is None:
             if isinstance(said, Exception):

@@ -13,6 +13,7 @@ from core import embedded
 from core.broker_error import judge
 from core.redis_url import RedisURL
 from core.tasks.envelope import Message
+from core.tasks.wire import Wire
 
 #: When a round trip has this many messages, or characters of them, what else waits goes with the next one.
 MOST, LARGEST = 200, 1_000_000
@@ -73,6 +74,8 @@ class Sender:
         self._url, self._expires = url, expires
         self._client = url.async_client(socket_timeout=None)
         self._connection: Any = None
+        self._wire: Wire | None = None
+        self._answer: asyncio.Future[list[Any]] | None = None
         self._heard = 0.0
         #: What has no answer yet, and of that what was not written yet, each in its order.
         self._open: dict[_Parcel, None] = {}
@@ -136,10 +139,10 @@ class Sender:
                 broken = True
                 try:
                     async with asyncio.timeout(ANSWER):
-                        connection = await self._connected()
+                        wire = await self._connected()
                     if parcels := self._next():
                         async with asyncio.timeout(ANSWER):
-                            refused = await self._trip(connection, parcels)
+                            refused = await self._trip(wire, parcels)
                         _settle(parcels, refused)
                         broken = bool(refused)  # perhaps it is a replica by now
                 except Exception as error:
@@ -170,31 +173,42 @@ class Sender:
             size += sum(len(message.text) for message in parcel.messages)
         return parcels
 
-    async def _trip(self, connection: Any, parcels: list[_Parcel]) -> list[Any]:
+    async def _trip(self, wire: Wire, parcels: list[_Parcel]) -> list[Any]:
         keys: list[str] = []
         words: list[str | int] = [self._expires]
         for parcel in parcels:
             for message in parcel.messages:
                 keys += (message.queue, message.result)
                 words += (message.text, message.pending)
-        packed = connection.pack_command("EVAL", _SEND, len(keys), *keys, *words)
-        await connection.send_packed_command(packed, check_health=False)
-        answer = await connection.read_response()
+        self._answer = asyncio.get_running_loop().create_future()
+        wire.write(("EVAL", _SEND, len(keys), *keys, *words))
+        await asyncio.wait((self._answer, wire.lost), return_when=asyncio.FIRST_COMPLETED)
+        if wire.lost.done():
+            wire.lost.result()
         self._heard = asyncio.get_running_loop().time()
-        return list(answer)
+        return self._answer.result()
 
-    async def _connected(self) -> Any:
+    def _answered(self, said: Any) -> None:
+        if self._answer is None or self._answer.done():
+            return  # it came too late
+        if isinstance(said, Exception):
+            self._answer.set_exception(said)
+        else:
+            self._answer.set_result(said)
+
+    def _pushed(self, said: Any) -> None:
+        """Nothing that a sender has asked for."""
+
+    async def _connected(self) -> Wire:
         """The connection, which is open as far as can be seen without asking.
 
         Raises:
             Exception: It cannot be opened.
         """
         connection, now = self._connection, asyncio.get_running_loop().time()
-        if connection is not None and connection.is_connected:
-            # What the server has closed can be read, and is at its end. The older name goes away with redis 9.
-            closed = getattr(connection, "can_read", None) or connection.can_read_destructive
-            if now < self._heard + SILENCE and not await closed():
-                return connection
+        if self._wire is not None:
+            if now < self._heard + SILENCE and self._wire.is_quiet():
+                return self._wire
             await self._disconnect()
         if embedded.is_default():
             await asyncio.to_thread(embedded.broker_url)  # it may have been stopped since
@@ -204,7 +218,8 @@ class Sender:
             await connection.connect()
         await self._check(connection)
         self._heard = now
-        return connection
+        self._wire = Wire(connection, self._answered, self._pushed)
+        return self._wire
 
     async def _check(self, connection: Any) -> None:
         """Refuse what is no server to send to."""
@@ -215,6 +230,7 @@ class Sender:
             judge(await connection.read_response(), self._url)
 
     async def _disconnect(self) -> None:
+        self._wire = None
         if self._connection is not None:
             await self._connection.disconnect(nowait=True)
 

@@ -37,12 +37,13 @@ class Speaker:
         self._connection: Any = None
         self._loan: Loan | None = None
         self._due = False
-        #: What the answer comes by, and when it is not waited for any more.
+        #: What answers come by.
         self._fd = -1
         self._turned = threading.Event()
         #: Calls that have begun a moment ago: when they are to be stored as started, and how.
         self._begun: dict[str, tuple[float, Callable[[], object]]] = {}
         self._looks = False
+        self._since = 0.0
         self._patience: asyncio.TimerHandle | None = None
         loop.call_soon_threadsafe(self._connect)
 
@@ -126,33 +127,47 @@ class Speaker:
             if connection._sock is None:
                 raise OSError  # to connect would block
             connection.send_packed_command(words, check_health=False)
-            self._fd = connection._sock.fileno()
-            self._loop.add_reader(self._fd, self._answered)
-            self._patience = self._loop.call_later(connection.socket_timeout or PATIENCE, self._lose)
+            if self._fd < 0:
+                self._fd = connection._sock.fileno()
+                self._loop.add_reader(self._fd, self._answered)
+            self._since = self._loop.time()
+            if self._patience is None:
+                self._look()
         except (RedisError, OSError):
             self._lose()
 
+    def _look(self) -> None:
+        """See whether an answer takes too long. One timer does for many, which come in no time."""
+        self._patience = None
+        if self._loan is None:
+            return
+        until = self._since + (self._connection.socket_timeout or PATIENCE)
+        if until <= self._loop.time():
+            self._lose()
+        else:
+            self._patience = self._loop.call_at(until, self._look)
+
     def _answered(self) -> None:
-        assert self._loan is not None
+        if self._loan is None:
+            self._lose()  # nothing was asked: the server has hung up
+            return
         try:
             said = self._connection.read_response()
         except (RedisError, OSError):
             self._lose()
             return
-        self._stop_waiting()
         loan, self._loan = self._loan, None
         self._holder.told(loan, said)
         self._freed()
 
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._loop.remove_reader(self._fd)  # the client may have closed it already
-        self._patience = None
-
     def _lose(self) -> None:
         """Leave it to the holder's thread, which can wait, and begin with another connection."""
-        self._stop_waiting()
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)  # the client may have closed it already
+            self._fd = -1
         loan, self._loan = self._loan, None
         self._connection.disconnect()
         self._connect()
