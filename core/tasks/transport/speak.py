@@ -15,9 +15,9 @@ from core.tasks.transport.held import Holder, Loan
 
 #: Seconds that a body runs before its call is stored as started: a shorter one goes straight to its result.
 STARTED_AFTER = 0.02
-#: Seconds for which the consumer waits for the loop at most, and turns in which the loop has run a body that does not
-#: wait for anything, and told Redis.
-MOMENT, TURNS = 0.001, 4
+#: For how long the consumer waits at most until the loop tells Redis of an end: seconds, and turns of the loop, in
+#: which a body that does not wait for anything has come to its end.
+MOMENT, TURNS = 0.001, 6
 #: Bytes that a socket takes at once, however busy its server is.
 MOST = 65_536
 #: Seconds between two tries to connect, and seconds that an answer may take where the client sets none.
@@ -52,7 +52,7 @@ class Speaker:
         return threading.get_ident() == self._thread
 
     def let_go_first(self) -> None:
-        """Wait a moment until the loop has run what it was given. The consumer's thread asks, and is not it.
+        """Wait a moment until the loop has run what it was given, and told. The consumer's thread asks, and is not it.
 
         Else the two would fight for the interpreter, and the call would wait for the consumer's next turn.
         """
@@ -127,6 +127,7 @@ class Speaker:
             if connection._sock is None:
                 raise OSError  # to connect would block
             connection.send_packed_command(words, check_health=False)
+            self._turned.set()
             if self._fd < 0:
                 self._fd = connection._sock.fileno()
                 self._loop.add_reader(self._fd, self._answered)
