@@ -101,6 +101,8 @@ class Holder:
         self.qos: Any = None
         #: Makes the consumer turn and ask for calls, if it is about to; says whether it is. Any thread calls it.
         self.wake: Callable[[], bool] = lambda: False
+        #: Ends what its connections wait for, if they do. Any thread calls it.
+        self.hang_up: Callable[[], object] = lambda: None
         self.client: Any = None
         self._hold, self._keep = settings.task_unknown_hold, settings.task_store_arguments
         self._app, self._tell = app, tell
@@ -257,6 +259,7 @@ class Holder:
         try:
             while self._pending:
                 self._aside.extend(self._say())
+            self.hang_up()  # what wakes them from here on is for others
             self._adopt(keys=[self.workers, self.key], args=[self.worker, 0, 0, self.prefix, *self.waited])
         except (RedisError, OSError):
             return False

@@ -6,6 +6,7 @@ one list, the script that takes is written behind it on the same connection, so 
 trip. Where there are several, each has a connection that waits, and the script goes when one of them answers.
 """
 
+import socket
 import time
 from contextlib import suppress
 from queue import Empty
@@ -31,7 +32,7 @@ class _Bell:
     """A connection that waits for one list, where there is more than one."""
 
     def __init__(self, connection: Any, prefix: str, name: str, hub: Any) -> None:
-        self._connection, self._prefix, self.name, self._hub = connection, prefix, name, hub
+        self.connection, self._prefix, self.name, self._hub = connection, prefix, name, hub
         #: The socket that an answer will come by, and when it was asked for.
         self._fd: int | None = None
         self._since = 0.0
@@ -42,25 +43,25 @@ class _Bell:
         if self._fd is not None and now - self._since > WAIT + patience:
             self.close()  # the connection is dead, and nobody has said so
         if self._fd is None:
-            self._connection.send_command(*_awaiting(self._prefix, self.name, WAIT))
-            self._fd, self._since = self._connection._sock.fileno(), now
+            self.connection.send_command(*_awaiting(self._prefix, self.name, WAIT))
+            self._fd, self._since = self.connection._sock.fileno(), now
             self._hub.add_reader(self._fd, rung, self)
 
     def answer(self) -> bool:
         """Whether the list has a message, now that the server has answered."""
         self._forget()
-        return self._connection.read_response() is not None
+        return self.connection.read_response() is not None
 
     def back(self) -> None:
         """Put the message into its list again, for another worker."""
         key = self._prefix + self.name
-        self._connection.send_command("LMOVE", _next(self._prefix, self.name), key, "LEFT", "RIGHT")
-        self._connection.read_response()
+        self.connection.send_command("LMOVE", _next(self._prefix, self.name), key, "LEFT", "RIGHT")
+        self.connection.read_response()
 
     def close(self) -> None:
         """Hang up."""
         self._forget()
-        self._connection.disconnect()
+        self.connection.disconnect()
 
     def _forget(self) -> None:
         if self._fd is not None:
@@ -73,7 +74,7 @@ class Taker:
 
     def __init__(self, channel: Any, holder: Holder, hub: Any) -> None:
         self._channel, self.holder, self._hub = channel, holder, hub
-        holder.wake = self._wake
+        holder.wake, holder.hang_up = self._wake, self._hang_up
         self._script = script(holder.client, "take")
         self._takes = 0
         #: Whether the lists may hold more than was taken last, and whether one of those waited for has filled.
@@ -245,6 +246,13 @@ class Taker:
             raise
         except Exception as error:
             self.holder.settle(tag, "dead", f"a worker could not make a call of it ({type(error).__name__}: {error})")
+
+    def _hang_up(self) -> None:
+        """Let the server see that nobody waits any more. What it sets down before, `adopt` finds."""
+        connections = [self._channel._in_poll, *(bell.connection for bell in self._waited.values() if bell)]
+        for connection in filter(None, connections):
+            with suppress(AttributeError, OSError):  # it is closed already
+                connection._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Hang up. What a script would still take goes nowhere: it finds another connection recorded."""
