@@ -7,7 +7,7 @@ export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.venv/cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting test-stock test-faults test-chaos test-celery clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting test-stock test-faults test-chaos test-celery soak clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ test-faults: .venv/dev ## Play every fault with ours and with plain Celery, and 
 
 test-chaos: .venv/dev ## Everything at once, at random, for MINUTES=5, as SEED=… chooses
 	@$(BIN)/python tests/faults/chaos.py --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+soak: .venv/dev ## Keep a worker busy for MINUTES=10, which must not grow meanwhile
+	@$(BIN)/python tests/faults/soak.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 test-celery: .venv/dev ## Run Celery's own tests on plain Celery and on ours, and write docs/celery-suite.md (40 minutes)
 	@$(BIN)/python tests/celery_suite/run.py
