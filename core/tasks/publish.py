@@ -1,6 +1,7 @@
 """The caller's side: a call leaves this process for the broker."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from core.redis_url import RedisURL
 from core.tasks import bridge, celery_app
 from core.tasks.envelope import Call, Envelope, Message, envelope
 from core.tasks.sender import MOST, NoAnswer, opened, sender
+
+logger = logging.getLogger("core.tasks")
 
 #: Calls that `send_many` gives to threads at once.
 IN_THREADS = 32
@@ -158,6 +161,8 @@ async def _learn(call: Call, seconds: float) -> _Way:
 
             expires = int(getattr(celery_task.app.backend, "expires", 0) or 0)
             way = _Way(made, url, expires, before_task_publish, after_task_publish, classes, code)
+        if way is _BY_THREAD:
+            logger.debug("calls of %s are sent by Celery itself, each in a thread", call.task.name)
         _ways.setdefault(celery_task, {})[_kind(call)] = way
         return way
 
