@@ -147,6 +147,7 @@ VARIES = {
     r"\bpid \d+": "PID",
     r"\b\d+\.\d{3} s\b": "SECONDS",
     r"\bin [\d.]+s$": "SECONDS",
+    r"ends in \d+ s": "SECONDS",
     r"\b(valkey|redis) [\d.]+": "SERVER",
 }
 

@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.tasks",),
     ("core.tasks.control", "core.tasks.pool", "core.tasks.stop"),
     ("core.tasks.worker",),
+    ("core.tasks.timetable",),
     ("core.tasks.beat", "core.tasks.transport.scripts", "core.tasks.transport.message"),
     ("core.tasks.transport.held",),
     (

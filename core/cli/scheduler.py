@@ -51,14 +51,16 @@ def stop(options: Options, pidfile: Path | None) -> None:
 def status(options: Options, pidfile: Path | None, as_json: bool) -> None:
     """Say whether it runs here, and which scheduler leads. Exits 3 when none runs here."""
     options.load()
-    from core.tasks import beat
+    from core.tasks import timetable
 
-    found = beat.status(pidfile=pidfile)
+    found = timetable.status(pidfile=pidfile)
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:
         leader = f" · {found.leader['host']} (pid {found.leader['pid']}) leads" if found.leader else ""
         click.echo((f"running · pid {found.pid} · {found.role}" if found.running else "not running here") + leader)
+        for line in found.words():
+            click.echo(f"  {line}")
     sys.exit(0 if found.running else 3)
 
 
@@ -68,12 +70,46 @@ def status(options: Options, pidfile: Path | None, as_json: bool) -> None:
 def list_(options: Options, as_json: bool) -> None:
     """List the periodic tasks and when each is due next."""
     options.load()
-    from core.tasks import beat
+    from core.tasks import timetable
 
-    entries = beat.list_entries()
+    entries = timetable.lines()
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries]))
         return
     for entry in entries:
         due = entry.next_run or ("no scheduler has run yet" if entry.enabled else "disabled")
-        click.echo(f"{entry.name}  {entry.schedule}  queue {entry.queue or '-'}  next {due}")
+        paused = "  paused" if entry.paused else ""
+        click.echo(f"{entry.name}  {entry.schedule}  queue {entry.queue or '-'}  next {due}{paused}")
+
+
+@command.command()
+@click.argument("name")
+@click.pass_obj
+def pause(options: Options, name: str) -> None:
+    """Leave out the runs of the periodic task NAME until it is resumed. A restart changes nothing."""
+    options.load()
+    from core.tasks import timetable
+
+    click.echo(f"paused {timetable.pause(name)}")
+
+
+@command.command()
+@click.argument("name")
+@click.pass_obj
+def resume(options: Options, name: str) -> None:
+    """Let the periodic task NAME run again, from its next time on."""
+    options.load()
+    from core.tasks import timetable
+
+    click.echo(f"resumed {timetable.resume(name)}")
+
+
+@command.command("run")
+@click.argument("name")
+@click.pass_obj
+def run_(options: Options, name: str) -> None:
+    """Queue a call of the periodic task NAME now, and print its id. The schedule stays as it is."""
+    options.load()
+    from core.tasks import timetable
+
+    click.echo(timetable.run_now(name))

@@ -1,4 +1,8 @@
-"""Run, stop and inspect the scheduler: Celery's beat with RedBeat, which keeps the schedule in Redis."""
+"""The scheduler: Celery's beat with RedBeat, which keeps the schedule in Redis, made to outlive everything there.
+
+One scheduler leads and sends what is due; the others stand by. What the leader does to the schedule, Redis does only
+while the lock is still this leader's; and a run that two of them send is sent once.
+"""
 
 import json
 import logging
@@ -6,29 +10,71 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
-from redbeat.schedulers import RedBeatScheduler, acquire_distributed_beat_lock, get_redis
-from redis.exceptions import LockError, RedisError
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab, schedule
+from redbeat.decoder import RedBeatJSONEncoder
+from redbeat.schedulers import RedBeatScheduler, RedBeatSchedulerEntry, get_redis
+from redis.exceptions import RedisError, ResponseError
 
-from core import config, discovery, embedded
-from core.broker_error import broker_error, reason
-from core.errors import BrokerUnreachable, CoreError, NotRunning, TasksDisabled
-from core.tasks import celery_app, schedule
+from core import config, embedded
+from core.broker_error import reason
+from core.errors import CoreError, NotRunning, PublishError, TasksDisabled
+from core.tasks import bridge, celery_app, publish, timetable
 from core.tasks.definition import PeriodicTask
-from core.tasks.pidfile import PidFile, default_path
+from core.tasks.envelope import Call
+from core.tasks.pidfile import PidFile
+from core.tasks.schedule import celery_schedule
 from core.tasks.worker import end_while_starting, log_to_stderr, prepared_app, wait_for_broker
 
 logger = logging.getLogger("core.tasks")
 
 #: A periodic message is worth running for at least this many seconds, however short its interval.
 SHORTEST_LIFE = 10.0
+#: Seconds between two looks of a standby, and of a leader that has something left to do.
+SOON = 1.0
+
+# In one step: lead, if nobody else does, and say who leads and who stands by.
+# KEYS  lock, leader, standbys   ARGV  token, milliseconds of the lock, who this is, seconds for which a standby counts
+# Returns 2 when this one leads from now on, 1 when it goes on, 0 when another one leads.
+_LEAD = """
+local holder, leads = redis.call('GET', KEYS[1]), 1
+local now = tonumber(redis.call('TIME')[1])
+if holder == ARGV[1] then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+elseif not holder then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  leads = 2
+else
+  leads = 0
+end
+if leads > 0 then
+  redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2])
+  redis.call('ZREM', KEYS[3], ARGV[4])
+else
+  redis.call('ZADD', KEYS[3], now, ARGV[4])
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[5])
+return leads
+"""
+# KEYS  lock, leader, standbys   ARGV  token, who this is
+_LEAVE = """
+redis.call('ZREM', KEYS[3], ARGV[2])
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2]) end
+"""
+# KEYS  lock, entry, schedule   ARGV  token, what is kept of the entry's last run, when it is due next
+# Returns whether this one still leads; else nothing is changed.
+_ADVANCE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[2], 'meta', ARGV[2])
+redis.call('ZADD', KEYS[3], ARGV[3], KEYS[2])
+return 1
+"""
 
 
 def entries() -> dict[str, dict[str, Any]]:
@@ -40,69 +86,194 @@ def entries() -> dict[str, dict[str, Any]]:
             args, kwargs = task.arguments.encode(task.schedule.args, task.schedule.kwargs, limit)
             made[task.name] = {
                 "task": task.name,
-                "schedule": schedule.celery_schedule(task.schedule.cron, task.schedule.interval),
+                "schedule": celery_schedule(task.schedule.cron, task.schedule.interval),
                 "args": args,
                 "kwargs": kwargs,
             }
     return made
 
 
-class Scheduler(RedBeatScheduler):  # type: ignore[misc]
-    """RedBeat's scheduler, with the project's periodic tasks, messages that expire, and a leader with a name."""
+class Deposed(Exception):
+    """Another scheduler leads."""
 
-    lock: Any = None
-    _away = False
+
+class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
+    """RedBeat's entry, which one that cannot be read does not keep from the others."""
+
+    @classmethod
+    def from_key(cls, key: str, app: Any = None) -> Any:
+        """Read an entry. What cannot be read goes, or is as the code declares it.
+
+        Raises:
+            KeyError: It is not there any more.
+        """
+        try:
+            entry = super().from_key(key, app=app)
+            entry.is_due()
+            return entry
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            cause: Exception = error
+        except (KeyError, RedisError, OSError):
+            raise
+        except Exception as error:
+            cause = error
+        name = key.removeprefix(app.redbeat_conf.key_prefix)
+        declared = app.conf.beat_schedule.get(name)
+        logger.error("%s is no entry that can be read (%s: %s): it %s", key, type(cause).__name__, cause,
+                     "begins anew, as the code declares it" if declared else "is dropped")  # fmt: skip
+        get_redis(app).delete(key)
+        if declared is None:
+            raise KeyError(key) from cause
+        return cls(**declared, name=name, app=app).save()
+
+    def moment(self) -> datetime:
+        """When the run that is due was due first; every scheduler that asks gets the same answer."""
+        if self.last_run_at is None:
+            moment: datetime = self.default_now().replace(second=0, microsecond=0)
+        elif isinstance(self.schedule, crontab):
+            last, delta, _ = self.schedule.remaining_delta(self.last_run_at)
+            moment = last + delta
+        elif isinstance(self.schedule, schedule):
+            moment = self.last_run_at + self.schedule.run_every
+        else:
+            moment = self.default_now() + self.schedule.remaining_estimate(self.last_run_at)
+            moment = moment.replace(microsecond=0)
+        return moment.astimezone(UTC)
+
+    def is_late(self, most: float) -> bool:
+        """Whether the latest time at which it was due is more than *most* seconds ago."""
+        now = self.default_now()
+        if isinstance(self.schedule, crontab):
+            last, delta, _ = self.schedule.remaining_delta(now - timedelta(seconds=most))
+            return bool(last + delta > now)
+        every = self.schedule.run_every.total_seconds()
+        return bool(((now - self.last_run_at).total_seconds() % every) > most)
+
+
+class Scheduler(RedBeatScheduler):  # type: ignore[misc]
+    """RedBeat's scheduler, which never ends because of Redis, and touches the schedule only while it leads."""
+
+    Entry = Entry
+    app: Any
 
     def __init__(self, app: Any, **options: Any) -> None:
         app.conf.beat_schedule = {**(app.conf.beat_schedule or {}), **entries()}
+        self._leads = self._away = False
+        self._token = uuid4().hex
+        self._me = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._leader: dict[str, Any] = {}
         super().__init__(app, **options)
-        self._leader = json.dumps(
-            {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-        )
+        self.lock_key = None  # RedBeat's own waiting for it would block, and end with the first error
+        lock, prefix = app.redbeat_conf.lock_key, app.redbeat_conf.key_prefix
+        self._keys = [lock, *(f"{prefix}:{name}" for name in ("leader", "standbys"))]
+        self._sent = f"{app.conf.broker_transport_options.get('global_keyprefix', '')}core-sent-"
 
-    @property
-    def _leader_key(self) -> str:
-        return f"{self.app.redbeat_conf.key_prefix}:leader"
-
-    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
-        """Send a due task. Its message expires when the next one is due, so that an outage leaves one run to do."""
-        if "expires" not in entry.options:
-            due_in = entry.schedule.remaining_estimate(self.app.now()).total_seconds()
-            entry.options = {**entry.options, "expires": max(due_in, SHORTEST_LIFE)}
-        return super().apply_async(entry, producer=producer, advance=advance, **options)
+    def setup_schedule(self) -> None:
+        """Store what the code declares. Only a leader does: a standby may be of an older release."""
+        if self._leads:
+            super().setup_schedule()
 
     def tick(self, *args: Any, **options: Any) -> float:
-        """Send what is due. A lock that was lost, or a Redis that is away, is waited for."""
+        """Lead, or stand by, and send what is due; return the seconds until the next look."""
         try:
-            if self.lock_key and not self.lock:
-                acquire_distributed_beat_lock(sender=SimpleNamespace(scheduler=self))
-                self.setup_schedule()  # a Redis that lost the lock has perhaps lost the schedule as well
-            wait: float = super().tick(*args, **options)
-            get_redis(self.app).set(self._leader_key, self._leader, ex=int(self.lock_timeout))
-        except LockError:
-            logger.warning("another scheduler may lead now: this one asks for the lock again")
-            self.lock = None
-            return 1.0
+            wait = self._send_due() if self._lead() else SOON
+        except Deposed:
+            self._leads = False
+            logger.warning("another scheduler leads now: this one stands by")
+            return SOON
         except (RedisError, OSError) as error:
-            # The lock is kept: a Redis that comes back with its data still knows it as ours.
             if not self._away:
                 logger.warning("the schedule stands still: %s. It goes on by itself.", reason(error))
             self._away = True
             with suppress(CoreError):
                 embedded.broker_url()  # starts the development server, if it is ours that is gone
-            return 1.0
+            return SOON
         self._away = False
         return wait
+
+    def _lead(self) -> bool:
+        """Ask for the lead, or go on with it."""
+        client = get_redis(self.app)
+        if not self._leads:
+            self._leader = {**self._me, "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        words = [self._token, int(self.lock_timeout * 1000), json.dumps(self._leader), json.dumps(self._me), 10]
+        said = client.eval(_LEAD, len(self._keys), *self._keys, *words)
+        if not said and self._leads:
+            raise Deposed
+        if said == 2:
+            self._leads = True
+            logger.info("beat: Acquired lock")
+            self.setup_schedule()  # a Redis that lost the lock has perhaps lost the schedule as well
+        return bool(said)
+
+    def _send_due(self) -> float:
+        paused = get_redis(self.app).smembers(f"{self.app.redbeat_conf.key_prefix}:paused")
+        waits = [self.max_interval]
+        for entry in self.schedule.values():
+            is_due, wait = entry.is_due()
+            if is_due and not self._send(entry, entry.name in paused):
+                return SOON
+            waits.append(wait)
+        return float(min(waits))
+
+    def _send(self, entry: Any, paused: bool) -> bool:
+        """Send a run that is due, unless it is not to be; False where no broker has taken it and it is due still."""
+        moment = entry.moment()
+        task = celery_app.find(entry.task)
+        most = task.schedule.max_lateness if isinstance(task, PeriodicTask) else None
+        late = (datetime.now(UTC) - moment).total_seconds()
+        if paused:
+            logger.debug("%s is paused", entry.name)
+        elif most is not None and entry.is_late(most):
+            logger.warning("%s was due %.0f s ago, which is more than its max_lateness of %g s: skipped",
+                           entry.name, late, most)  # fmt: skip
+        else:
+            logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+            try:
+                self._publish(entry, task, moment)
+            except PublishError as error:
+                logger.warning("%s It is tried again.", error)
+                return False
+            except Exception:
+                logger.exception("this run of %s is left out", entry.name)
+            self._leader["late"] = round(max(late, 0.0), 3)
+        self._advance(entry)
+        return True
+
+    def _publish(self, entry: Any, task: Any, moment: datetime) -> None:
+        # Its message expires when the next one is due, so that an outage leaves one run to do.
+        due_in = entry.schedule.remaining_estimate(self.app.now()).total_seconds()
+        options = {"expires": max(due_in, SHORTEST_LIFE), **entry.options}
+        name = f"{self.app.redbeat_conf.key_prefix}{entry.name}@{moment.isoformat()}"
+        task_id = str(uuid5(NAMESPACE_URL, name))
+        if task is None or set(options) - {"expires", "queue", "priority"}:  # as somebody else's tool has put it there
+            self.app.send_task(entry.task, entry.args, entry.kwargs, task_id=task_id, retry=False, **options)
+            return
+        call = Call(task, task_id, entry.args or [], entry.kwargs or {}, options, once=self._sent + task_id)
+        bridge.run(publish.send(call), "the scheduler", "publish.send()")
+
+    def _advance(self, entry: Any) -> None:
+        """Note that an entry has run.
+
+        Raises:
+            Deposed: Another one leads, and does this itself.
+        """
+        following = ScheduleEntry.next(entry)
+        kept = {"last_run_at": following.last_run_at, "total_run_count": following.total_run_count}
+        keys = [self._keys[0], entry.key, self.app.redbeat_conf.schedule_key]
+        words = [self._token, json.dumps(kept, cls=RedBeatJSONEncoder), following.score]
+        if not get_redis(self.app).eval(_ADVANCE, len(keys), *keys, *words):
+            raise Deposed
 
     def close(self) -> None:
         """Give up the lead, so that a standby takes over at once."""
         try:
-            if self.lock is not None:
-                get_redis(self.app).delete(self._leader_key)
-            super().close()
+            get_redis(self.app).eval(_LEAVE, len(self._keys), *self._keys, self._token, json.dumps(self._me))
         except (RedisError, OSError) as error:
             logger.warning("the schedule's lock could not be released (%s): it ends by itself", error)
-            self.lock = None
+        super().close()
 
 
 def run(*, pidfile: Path | None = None, loglevel: str = "INFO") -> int:
@@ -122,13 +293,13 @@ def run(*, pidfile: Path | None = None, loglevel: str = "INFO") -> int:
     app = prepared_app()
     end_while_starting()
     log_to_stderr(loglevel)
-    held = PidFile(pidfile or _pidfile()).acquire("The scheduler")
+    held = PidFile(pidfile or timetable.default_pidfile()).acquire("The scheduler")
     try:
         if not wait_for_broker():
             return 0
         planned = [f"{name.rpartition('.')[2]}" for name in entries()]
         logger.info("scheduling %d periodic task%s: %s", len(planned), "s" * (len(planned) != 1), ", ".join(planned))
-        if leader := _leader():
+        if leader := timetable.leader():
             logger.info("standing by: the scheduler on %s (pid %s) leads", leader["host"], leader["pid"])
         app.backend  # noqa: B018  Celery's handlers of signals would import it again in the middle of its import
         try:
@@ -147,10 +318,10 @@ def stop(*, pidfile: Path | None = None, timeout: float = 15.0) -> int:
         NotRunning: None runs here. The message names the host that holds the schedule's lock, if one does.
         CoreError: It did not end within *timeout* seconds.
     """
-    file = PidFile(pidfile or _pidfile())
+    file = PidFile(pidfile or timetable.default_pidfile())
     pid = file.holder()
     if pid is None:
-        raise NotRunning(f"No scheduler of this project is running on this host.{_elsewhere()}")
+        raise NotRunning(f"No scheduler of this project is running on this host.{timetable.elsewhere()}")
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout
     while file.holder() == pid:
@@ -158,105 +329,3 @@ def stop(*, pidfile: Path | None = None, timeout: float = 15.0) -> int:
             raise CoreError(f"The scheduler (pid {pid}) did not end within {timeout:g} s. It is still asked to.")
         time.sleep(0.05)
     return pid
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where the schedule is run from."""
-
-    running: bool
-    pid: int | None
-    #: leader, standby, or None when no scheduler runs on this host.
-    role: str | None
-    #: The host and pid of the scheduler that leads, wherever it is.
-    leader: dict[str, Any] | None
-
-
-def status(*, pidfile: Path | None = None) -> Status:
-    """Whether a scheduler of this project runs on this host, and who leads.
-
-    Raises:
-        BrokerUnreachable: Redis does not answer.
-    """
-    pid = PidFile(pidfile or _pidfile()).holder()
-    leader = _leader()
-    leads = bool(leader and leader["pid"] == pid and leader["host"] == socket.gethostname())
-    return Status(pid is not None, pid, ("leader" if leads else "standby") if pid else None, leader)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the schedule."""
-
-    name: str
-    schedule: str
-    queue: str | None
-    enabled: bool
-    #: When it is due next (ISO 8601, UTC); None while no scheduler has taken it up.
-    next_run: str | None
-
-
-def list_entries() -> list[Entry]:
-    """The periodic tasks that the code declares, and those that only Redis knows, with their next times.
-
-    Raises:
-        BrokerUnreachable: Redis does not answer.
-    """
-    celery_app.import_tasks()
-    prefix = _prefix()
-    with _redis() as client:
-        due = {key.removeprefix(prefix): at for key, at in client.zrange(f"{prefix}:schedule", 0, -1, withscores=True)}
-    listed = []
-    default = config.get_settings().task_default_queue
-    for task in celery_app.declared():
-        if isinstance(task, PeriodicTask):
-            at = due.pop(task.name, None) if task.schedule.enabled else None
-            if at and task.schedule.cron:
-                at = -(-at // 60) * 60  # RedBeat keeps whole seconds, cut off: a full minute as the second before it
-            listed.append(Entry(task.name, str(task.schedule), task.queue or default, task.schedule.enabled, _time(at)))
-    listed += [Entry(name, "kept in Redis only", None, True, _time(at)) for name, at in sorted(due.items())]
-    return listed
-
-
-def _time(score: float | None) -> str | None:
-    return None if score is None else datetime.fromtimestamp(score, UTC).isoformat(timespec="seconds")
-
-
-def _pidfile() -> Path:
-    return default_path(config.get_project().root, "scheduler.pid")
-
-
-def _prefix() -> str:
-    default = f"{discovery.project_name(config.get_project().root)}:beat:"
-    return str(config.get_settings().celery.get("redbeat_key_prefix", default))
-
-
-@contextmanager
-def _redis() -> Iterator[Any]:
-    """A client of the Redis that keeps the schedule."""
-    url = embedded.schedule_url()
-    try:
-        with url.client(decode_responses=True) as client:
-            yield client
-    except (RedisError, OSError) as error:
-        raise broker_error(error, url) from error
-
-
-def _leader() -> dict[str, Any] | None:
-    prefix = _prefix()
-    with _redis() as client:
-        held, told = client.exists(f"{prefix}:lock"), client.get(f"{prefix}:leader")
-    if not held:
-        return None
-    try:
-        return dict(json.loads(told))
-    except (TypeError, ValueError):
-        return {"host": "an unknown host", "pid": None}
-
-
-def _elsewhere() -> str:
-    try:
-        leader = _leader()
-    except BrokerUnreachable:
-        return ""
-    return f" The one on {leader['host']} (pid {leader['pid']}) leads; stop it there." if leader else ""

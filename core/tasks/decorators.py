@@ -18,13 +18,13 @@ from core import discovery
 from core.errors import CoreError, DuplicateTask, OptionError, TaskDefinitionError
 from core.tasks import celery_app, schedule
 from core.tasks.definition import PeriodicTask, Schedule, SyncPeriodicTask, SyncTask, Task
-from core.tasks.options import CALL_OPTIONS, TaskOptions
+from core.tasks.options import CALL_OPTIONS, TaskOptions, number
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 TASK_OPTIONS = tuple(option.name for option in fields(TaskOptions))
-PERIODIC_OPTIONS = ("cron", "interval", "args", "kwargs", "enabled")
+PERIODIC_OPTIONS = ("cron", "interval", "args", "kwargs", "enabled", "max_lateness")
 
 
 class _Decorator(Protocol):
@@ -94,6 +94,7 @@ def periodic_task(
     args: Sequence[Any] = ...,
     kwargs: Mapping[str, Any] = ...,
     enabled: bool = ...,
+    max_lateness: float | None = ...,
     name: str | None = ...,
     queue: str | None = ...,
     timeout: float | EllipsisType | None = ...,
@@ -107,6 +108,7 @@ def periodic_task(
     args: Sequence[Any] = ...,
     kwargs: Mapping[str, Any] = ...,
     enabled: bool = ...,
+    max_lateness: float | None = ...,
     name: str | None = ...,
     queue: str | None = ...,
     timeout: float | EllipsisType | None = ...,
@@ -122,6 +124,8 @@ def periodic_task(function: Any = None, /, *more: Any, **options: Any) -> Any:
         args: Positional arguments of every run.
         kwargs: Keyword arguments of every run.
         enabled: Whether the scheduler runs it.
+        max_lateness: Seconds; a run that the scheduler could not send for longer, as while it was down, is left out.
+            None sends it whenever the scheduler is back, once however many times have passed.
         name, queue, timeout, max_retries, retry_delay: As for `@task`.
 
     Raises:
@@ -225,12 +229,15 @@ def _schedule(function: Any, timing: dict[str, Any]) -> Schedule:
         raise OptionError(f"kwargs={kwargs!r} is not a dict with names as keys.")
     if not isinstance(enabled, bool):
         raise OptionError(f"enabled={enabled!r} is neither True nor False.")
+    if (most := timing.get("max_lateness")) is not None:
+        number("max_lateness", most, zero=False)
     return Schedule(
         cron=None if cron is None else schedule.parse_cron(cron),
         interval=None if interval is None else schedule.parse_interval(interval),
         args=tuple(args),
         kwargs=dict(kwargs),
         enabled=enabled,
+        max_lateness=most,
     )
 
 

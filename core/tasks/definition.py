@@ -305,6 +305,8 @@ class Schedule:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     enabled: bool = True
+    #: Seconds by which a run may be late and is still worth sending; None is any time.
+    max_lateness: float | None = None
 
     def __str__(self) -> str:
         return f"cron {self.cron}" if self.cron else f"every {self.interval:g} s"

@@ -31,6 +31,8 @@ class Call:
     options: dict[str, Any]
     #: The task that made it, if one did.
     caller: CurrentTask | None = None
+    #: A key of Redis: where it exists, the call was sent before, and is not sent again.
+    once: str = ""
 
     def lineage(self) -> dict[str, str]:
         """What Celery is told of where the call comes from."""
@@ -46,6 +48,8 @@ class Message(NamedTuple):
     #: The key of its result, and what is stored there until a worker knows better; empty for none.
     result: str
     pending: str
+    #: As of its call.
+    once: str = ""
 
 
 class Envelope:
@@ -98,7 +102,7 @@ class Envelope:
 
     def _message(self, call: Call, text: str) -> Message:
         pending = _PENDING % json.dumps(call.id) if self._result else ""
-        return Message(self._queue, text, self._result and self._result + call.id, pending)
+        return Message(self._queue, text, self._result and self._result + call.id, pending, call.once)
 
     def _body(self, call: Call) -> str:
         return f"{json.dumps([call.args, call.kwargs])[:-1]}, {self._embed}]"

@@ -14,9 +14,9 @@ from core import config, embedded
 from core.broker_error import broker_error, never_sent
 from core.errors import BrokerUnreachable, ConfigurationError, CoreError, PublishError, TasksDisabled
 from core.redis_url import RedisURL
-from core.tasks import bridge, celery_app
+from core.tasks import bridge, cancellation, celery_app
 from core.tasks.envelope import Call, Envelope, Message, envelope
-from core.tasks.sender import MOST, NoAnswer, opened, sender
+from core.tasks.sender import MOST, REMEMBERED, NoAnswer, opened, sender
 
 logger = logging.getLogger("core.tasks")
 
@@ -200,6 +200,8 @@ async def _by_thread(call: Call, seconds: float, until: float) -> None:
         celery_task = celery_app.celery_task(call.task)
         if not handoff.begin():
             return  # nobody waits for it any more: it must not be sent
+        if call.once and not cancellation.client(celery_task.app).set(call.once, "1", nx=True, ex=REMEMBERED):
+            return
         try:
             with celery_task.app.amqp.as_current():
                 celery_task.apply_async(
@@ -212,8 +214,10 @@ async def _by_thread(call: Call, seconds: float, until: float) -> None:
                     **call.lineage(),
                     **call.options,
                 )
-        except Exception:
+        except Exception as error:
             celery_app.drop_producer()
+            if call.once and never_sent(error):
+                cancellation.client(celery_task.app).delete(call.once)
             raise
 
     with _told(call, seconds):

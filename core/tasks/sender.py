@@ -21,16 +21,24 @@ MOST, LARGEST = 200, 1_000_000
 #: may have forgotten it.
 ANSWER, SILENCE = 5.0, 25.0
 
+#: Seconds for which it is known that a call was sent that is sent once: for longer than any two try it.
+REMEMBERED = 3600
+
 # Each message is pushed by itself: one that is refused does not take the others with it. The answer names those.
 _SEND = """
 local refused = {}
-for i = 1, #KEYS, 2 do
-  local pushed = redis.pcall('LPUSH', KEYS[i], ARGV[i + 1])
-  if type(pushed) == 'table' then
-    refused[#refused + 1] = (i - 1) / 2
-    refused[#refused + 1] = pushed.err
-  elseif KEYS[i + 1] ~= '' then
-    redis.pcall('SET', KEYS[i + 1], ARGV[i + 2], 'NX', 'EX', ARGV[1])
+for number = 0, #KEYS / 3 - 1 do
+  local list, result, once = KEYS[number * 3 + 1], KEYS[number * 3 + 2], KEYS[number * 3 + 3]
+  local message, pending = ARGV[number * 2 + 3], ARGV[number * 2 + 4]
+  if once == '' or redis.call('EXISTS', once) == 0 then
+    local pushed = redis.pcall('LPUSH', list, message)
+    if type(pushed) == 'table' then
+      refused[#refused + 1] = number
+      refused[#refused + 1] = pushed.err
+    else
+      if once ~= '' then redis.call('SET', once, '1', 'EX', ARGV[2]) end
+      if result ~= '' then redis.pcall('SET', result, pending, 'NX', 'EX', ARGV[1]) end
+    end
   end
 end
 return refused
@@ -175,10 +183,10 @@ class Sender:
 
     async def _trip(self, wire: Wire, parcels: list[_Parcel]) -> list[Any]:
         keys: list[str] = []
-        words: list[str | int] = [self._expires]
+        words: list[str | int] = [self._expires, REMEMBERED]
         for parcel in parcels:
             for message in parcel.messages:
-                keys += (message.queue, message.result)
+                keys += (message.queue, message.result, message.once)
                 words += (message.text, message.pending)
         self._answer = asyncio.get_running_loop().create_future()
         wire.write(("EVAL", _SEND, len(keys), *keys, *words))

@@ -83,9 +83,11 @@ def test_a_leader_that_is_stopped_hands_over_at_once(fresh: Project) -> None:
     first = start(fresh)
     first.wait_for("Acquired lock")
     second = start(fresh, "--pidfile", "second.pid")
+    second.wait_for("standing by")
 
     assert first.stop() == 0
 
+    second.wait_for("Acquired lock", timeout=2)
     second.wait_for("Sending due task", timeout=15)
 
 
@@ -171,6 +173,177 @@ def test_the_schedule_outlives_a_redis_that_comes_back_empty(fresh: Project) -> 
     with redis_server("--unixsocket", socket):
         wait_until(lambda: scheduler.text().count("Sending due task") > before + 1, 20, "it goes on")
         assert scheduler.stop() == 0
+
+
+# What becomes of the schedule.
+
+
+def schedule_keys(project: Project) -> dict[str, str]:
+    """The keys of the entries, by the last word of their names."""
+    with client(project) as redis:
+        return {key.rpartition(".")[2]: key for key in redis.zrange(redis.keys("*:beat::schedule")[0], 0, -1)}
+
+
+def two_tasks(project: Project) -> None:
+    for name in ("ones", "others"):
+        project.write(f"src/apps/{name}/tasks.py", PERIODIC.format(schedule="interval=1", name=name))
+
+
+def sent(scheduler: Process, name: str) -> int:
+    return scheduler.text().count(f"Sending due task src.apps.{name}.tasks.{name} ")
+
+
+def goes_on(scheduler: Process, name: str) -> None:
+    """Wait for two more runs: the first one may be under way."""
+    before = sent(scheduler, name)
+    wait_until(lambda: sent(scheduler, name) >= before + 2, 15, f"{name} goes on")
+
+
+@pytest.mark.parametrize("broken", ["no JSON", "no schedule", "no such cron", "no hash"])
+def test_an_entry_that_cannot_be_read_stops_nobody(quick: Project, broken: str) -> None:
+    """One that the code declares begins anew, another one goes, and all others go on."""
+    two_tasks(quick)
+    scheduler = start(quick)
+    goes_on(scheduler, "ones")
+    key = schedule_keys(quick)["ones"]
+
+    with client(quick) as redis:
+        definition = json.loads(redis.hget(key, "definition") or "")
+        cron = {"__type__": "crontab", "minute": "99", "hour": "*", "day_of_week": "*", "day_of_month": "*",
+                "month_of_year": "*"}  # fmt: skip
+        with redis.pipeline() as both:
+            for broken_key in (key, key.replace("ones.tasks.ones", "ghost")):
+                if broken == "no hash":
+                    both.delete(broken_key)
+                    both.set(broken_key, "text")
+                else:
+                    text = {"no JSON": "{", "no schedule": json.dumps({**definition, "schedule": None}),
+                            "no such cron": json.dumps({**definition, "schedule": cron})}[broken]  # fmt: skip
+                    both.hset(broken_key, "definition", text)
+                both.zadd(redis.keys("*:beat::schedule")[0], {broken_key: 1})
+            both.execute()
+
+    scheduler.wait_for(f"ERROR {key} is no entry that can be read (")
+    scheduler.wait_for("is dropped")
+    for name in ("others", "ones"):
+        goes_on(scheduler, name)
+    assert scheduler.popen.poll() is None
+    assert scheduler.text().count("is no entry that can be read") == 2
+    assert "ghost" not in schedule_keys(quick)
+
+
+def test_a_leader_that_loses_its_lock_leads_again_or_stands_by(quick: Project) -> None:
+    scheduler = start(quick)
+    scheduler.wait_for("Sending due task")
+    with client(quick) as redis:
+        [lock] = redis.keys("*:beat::lock")
+        redis.delete(lock)
+        wait_until(lambda: scheduler.text().count("Acquired lock") == 2, 10, "it leads again")
+
+        redis.set(lock, "of somebody else", px=3000)
+        scheduler.wait_for("another scheduler leads now")
+        before = scheduler.text().count("Sending due task")
+        assert redis.get(lock) == "of somebody else"
+
+    wait_until(lambda: scheduler.text().count("Acquired lock") == 3, 10, "it leads when the other one is gone")
+    assert scheduler.text().count("Sending due task") <= before + 1
+    assert scheduler.stop() == 0
+
+
+def test_a_leader_that_was_frozen_for_longer_than_its_lock_sends_nothing_twice(quick: Project) -> None:
+    leader = start(quick)
+    leader.wait_for("Sending due task")
+    standby = start(quick, "--pidfile", "standby.pid")
+    standby.wait_for("standing by")
+
+    leader.signal(signal.SIGSTOP)
+    standby.wait_for("Sending due task")
+    leader.signal(signal.SIGCONT)
+
+    leader.wait_for("another scheduler leads now")
+    ids = [message["id"] for message in queued(quick)]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_standby_of_another_release_changes_nothing(quick: Project, tmp_path: Path) -> None:
+    """Only the leader stores what its code declares."""
+    two_tasks(quick)
+    start(quick).wait_for("Sending due task")
+    keys = schedule_keys(quick)
+    quick.write("src/apps/ones/tasks.py", PERIODIC.format(schedule="interval=7", name="ones"))
+    quick.write("src/apps/others/tasks.py", "")
+
+    start(quick, "--pidfile", "standby.pid").wait_for("standing by")
+
+    with client(quick) as redis:
+        assert json.loads(redis.hget(keys["ones"], "definition") or "")["schedule"]["every"] == 1
+    assert schedule_keys(quick) == keys
+
+
+def test_a_run_that_was_sent_and_not_noted_is_not_sent_again(quick: Project) -> None:
+    """As by a leader that was killed in between: the next one sends the same call, which is there already."""
+    quick.write("src/apps/ones/tasks.py", PERIODIC.format(schedule="interval=3600", name="ones"))
+    start(quick).wait_for("Acquired lock")
+    key = schedule_keys(quick)["ones"]
+    with client(quick) as redis:
+        meta = json.loads(redis.hget(key, "meta") or "")
+        meta["last_run_at"] = {**meta["last_run_at"], "year": meta["last_run_at"]["year"] - 1}
+        overdue = json.dumps(meta)
+
+        def is_due() -> None:
+            redis.hset(key, "meta", overdue)
+            redis.zadd(redis.keys("*:beat::schedule")[0], {key: 1})
+
+        is_due()
+        wait_until(lambda: len(queued(quick, "src.apps.ones.tasks.ones")) == 1, 10, "it is sent once for a year")
+        wait_until(lambda: redis.hget(key, "meta") != overdue, 10, "it is noted")
+        quick.run("core", "scheduler", "stop")
+        is_due()
+
+        start(quick).wait_for("Sending due task src.apps.ones.tasks.ones")
+        wait_until(lambda: redis.hget(key, "meta") != overdue, 10, "it is noted")
+    assert len(queued(quick, "src.apps.ones.tasks.ones")) == 1
+
+
+def test_what_is_paused_stays_so_until_it_is_resumed(quick: Project) -> None:
+    two_tasks(quick)
+    scheduler = start(quick)
+    goes_on(scheduler, "ones")
+
+    assert quick.run("core", "scheduler", "pause", "ones").stdout == "paused src.apps.ones.tasks.ones\n"
+    time_of_both = sent(scheduler, "ones"), sent(scheduler, "others")
+    wait_until(lambda: sent(scheduler, "others") >= time_of_both[1] + 5, 15, "the other one goes on")
+    assert sent(scheduler, "ones") <= time_of_both[0] + 2
+    assert scheduler.stop() == 0
+    scheduler = start(quick)
+    goes_on(scheduler, "others")
+    assert sent(scheduler, "ones") == 0
+    assert "src.apps.ones.tasks.ones  every 1 s  queue default" in quick.run("core", "scheduler", "list").stdout
+
+    assert quick.run("core", "scheduler", "resume", "ones").stdout == "resumed src.apps.ones.tasks.ones\n"
+    goes_on(scheduler, "ones")
+
+
+def test_a_run_that_is_later_than_its_max_lateness_is_left_out(quick: Project) -> None:
+    for name, most in {"ones": "max_lateness=60", "others": "max_lateness=None"}.items():
+        schedule = f"interval=3600, {most}"
+        quick.write(f"src/apps/{name}/tasks.py", PERIODIC.format(schedule=schedule, name=name))
+    start(quick).wait_for("Acquired lock")
+    quick.run("core", "scheduler", "stop")
+    with client(quick) as redis:  # it was down for 5 and a half hours
+        for key in schedule_keys(quick).values():
+            meta = json.loads(redis.hget(key, "meta") or "")
+            at = datetime.fromtimestamp(time.time() - 5.5 * 3600, UTC)
+            names = ("year", "month", "day", "hour", "minute", "second", "microsecond")
+            meta["last_run_at"] |= {name: getattr(at, name) for name in names}
+            redis.hset(key, "meta", json.dumps(meta))
+
+    scheduler = start(quick)
+
+    scheduler.wait_for("Sending due task src.apps.others.tasks.others")
+    scheduler.wait_for("src.apps.ones.tasks.ones was due 16")
+    assert "more than its max_lateness of 60 s: skipped" in scheduler.text()
+    assert (sent(scheduler, "ones"), sent(scheduler, "others")) == (0, 1)
 
 
 # Stopping, and the pidfile.

@@ -40,6 +40,19 @@ def test_a_second_start_exits_73_and_says_where_the_first_is(running: tuple[Proj
     assert "Traceback" not in second.stderr
 
 
+def test_run_queues_a_call_now(running: tuple[Project, Process]) -> None:
+    project, _ = running
+
+    done = project.run("core", "scheduler", "run", "sync_external_data")
+    wrong = project.run("core", "scheduler", "run", "sync_external_date")
+
+    result = project.python(f"from core.tasks import TaskResult\nimport asyncio\n"
+                            f"print(asyncio.run(TaskResult.from_id({done.stdout.strip()!r}).exists()))")  # fmt: skip
+    assert result.stdout.strip() == "True"
+    assert wrong.returncode == 2
+    assert "Did you mean 'sync_external_data'?" in wrong.stderr
+
+
 def test_stop_with_another_pidfile_does_not_stop_this_one(running: tuple[Project, Process]) -> None:
     """It has nothing to stop there, and names who leads instead."""
     project, scheduler = running
@@ -96,7 +109,8 @@ def test_where_none_runs_stop_and_status_exit_3(fresh: Project) -> None:
     assert stopped.returncode == told.returncode == document.returncode == 3
     assert stopped.stderr.splitlines()[-1] == "Error: No scheduler of this project is running on this host."
     assert told.stdout == "not running here\n"
-    assert json.loads(document.stdout) == {"running": False, "pid": None, "role": None, "leader": None}
+    nothing = dict.fromkeys(("pid", "role", "leader", "lock_ends_in", "next_entry", "next_run"))
+    assert json.loads(document.stdout) == {"running": False, "standbys": [], **nothing}
 
 
 def test_a_scheduler_does_not_start_where_tasks_are_disabled(fresh: Project) -> None:
