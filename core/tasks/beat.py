@@ -100,6 +100,8 @@ class Deposed(Exception):
 class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
     """RedBeat's entry, which one that cannot be read does not keep from the others."""
 
+    schedule: Any
+
     @classmethod
     def from_key(cls, key: str, app: Any = None) -> Any:
         """Read an entry. What cannot be read goes, or is as the code declares it.
@@ -260,7 +262,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         Raises:
             Deposed: Another one leads, and does this itself.
         """
-        following = ScheduleEntry.next(entry)
+        following: Any = ScheduleEntry.next(entry)
         kept = {"last_run_at": following.last_run_at, "total_run_count": following.total_run_count}
         keys = [self._keys[0], entry.key, self.app.redbeat_conf.schedule_key]
         words = [self._token, json.dumps(kept, cls=RedBeatJSONEncoder), following.score]
