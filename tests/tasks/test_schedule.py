@@ -1,10 +1,14 @@
 """Cron text and intervals: Celery comes due when cron would, and what it would read otherwise is refused."""
 
 import calendar
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from celery import Celery
 
 from core.errors import OptionError
 from core.tasks.schedule import celery_schedule, parse_cron, parse_interval
@@ -157,3 +161,31 @@ def test_an_interval_that_means_nothing_is_refused_with_its_value(value: Any) ->
         parse_interval(value)
 
     assert repr(value) in str(caught.value)
+
+
+# The hour that a clock change skips or repeats
+
+
+def runs(cron: str, begin: datetime) -> list[str]:
+    """The local times at which a scheduler in Berlin that looks every 30 s sends it, in the small hours."""
+    app, zone, now = Celery(set_as_current=False), ZoneInfo("Europe/Berlin"), begin
+    app.conf.timezone = "Europe/Berlin"
+    planned: Any = celery_schedule(parse_cron(cron), None)
+    planned.app, planned.nowfun = app, lambda: now.astimezone(zone)
+    found, last = [], begin
+    while now < begin + timedelta(hours=6):
+        now += timedelta(seconds=30)
+        if planned.is_due(last).is_due:
+            last = now
+            found.append(now.astimezone(zone).strftime("%H:%M"))
+    return [at for at in found if "00:45" < at < "04:15"]
+
+
+def test_the_page_tells_what_runs_when_the_clock_changes() -> None:
+    page = (Path(__file__).parents[2] / "docs/howto/periodic-tasks.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| ([\d: ]+) \| ([\d: ]+) \|$", page, re.MULTILINE)
+
+    assert len(rows) == 5
+    for cron, spring, autumn in rows:
+        assert runs(cron, datetime(2026, 3, 28, 22, 55, tzinfo=UTC)) == spring.split()
+        assert runs(cron, datetime(2026, 10, 24, 21, 55, tzinfo=UTC)) == autumn.split()
