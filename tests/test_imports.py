@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.tasks.definition",),
     ("core.tasks.decorators",),
     ("core.tasks",),
-    ("core.tasks.control", "core.tasks.pool", "core.tasks.stop"),
+    ("core.tasks.checks", "core.tasks.control", "core.tasks.pool", "core.tasks.stop"),
     ("core.tasks.worker",),
     ("core.tasks.timetable",),
     ("core.tasks.beat", "core.tasks.transport.scripts", "core.tasks.transport.message"),

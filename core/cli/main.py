@@ -65,9 +65,9 @@ class Options:
 
 def main() -> None:
     """Run the `core` command."""
-    from core.cli import broker, configuration, dead, scheduler, worker
+    from core.cli import broker, check, configuration, dead, scheduler, worker
 
-    for module in (worker, scheduler, dead, broker, configuration):
+    for module in (worker, scheduler, dead, check, broker, configuration):
         cli.add_command(module.command)
     try:
         cli(prog_name="core")

@@ -19,7 +19,7 @@ from typing import Any
 
 from core import config, discovery, embedded
 from core.errors import BrokerUnreachable, ConfigurationError, OptionError, TasksDisabled
-from core.tasks import bridge, celery_app, celery_config, control, resources, stop, supervisor, watchdog
+from core.tasks import bridge, celery_app, celery_config, checks, control, resources, stop, supervisor, watchdog
 from core.tasks.definition import SyncPeriodicTask, SyncTask
 
 logger = logging.getLogger("core.tasks")
@@ -200,6 +200,7 @@ def wait_for_broker() -> bool:
             try:
                 celery_app.producer()
                 celery_app.drop_producer()
+                checks.warn()
                 return True
             except BrokerUnreachable as error:
                 if not told:
