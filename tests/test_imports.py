@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.celery_config",
         "core.tasks.dead",
     ),
-    ("core.tasks.cancellation", "core.tasks.resources", "core.tasks.watchdog", "core.tasks.wire"),
+    ("core.tasks.cancellation", "core.tasks.resources", "core.tasks.unique", "core.tasks.watchdog", "core.tasks.wire"),
     ("core.tasks.celery_app",),
     ("core.tasks.envelope",),
     ("core.tasks.listener", "core.tasks.sender"),

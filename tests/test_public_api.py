@@ -135,11 +135,11 @@ def test_every_public_name_is_explained() -> None:
 
 @pytest.mark.parametrize("decorator", [core.tasks.task, core.tasks.periodic_task], ids=["task", "periodic_task"])
 def test_every_option_of_a_decorator_is_explained(decorator: Any) -> None:
-    from core.tasks.decorators import PERIODIC_OPTIONS, TASK_OPTIONS
+    from core.tasks.decorators import NOT_PERIODIC, PERIODIC_OPTIONS, TASK_OPTIONS
 
     options = set(TASK_OPTIONS)
     if decorator is core.tasks.periodic_task:
-        options = (options | set(PERIODIC_OPTIONS)) - {"retry_on", "retry_backoff", "ignore_result", "priority"}
+        options = (options | set(PERIODIC_OPTIONS)) - set(NOT_PERIODIC)
     section = inspect.getdoc(decorator).partition("Args:")[2].partition("Raises:")[0]  # type: ignore[union-attr]
     explained = {
         name.strip() for line in re.findall(r"^    ([\w, ]+):", section, re.MULTILINE) for name in line.split(",")

@@ -170,7 +170,6 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         self.lock_key = None  # RedBeat's own waiting for it would block, and end with the first error
         lock, prefix = app.redbeat_conf.lock_key, app.redbeat_conf.key_prefix
         self._keys = [lock, *(f"{prefix}:{name}" for name in ("leader", "standbys"))]
-        self._sent = f"{app.conf.broker_transport_options.get('global_keyprefix', '')}core-sent-"
 
     def setup_schedule(self) -> None:
         """Store what the code declares. Only a leader does: a standby may be of an older release."""
@@ -253,8 +252,11 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         if task is None or set(options) - {"expires", "queue", "priority"}:  # as somebody else's tool has put it there
             self.app.send_task(entry.task, entry.args, entry.kwargs, task_id=task_id, retry=False, **options)
             return
-        call = Call(task, task_id, entry.args or [], entry.kwargs or {}, options, once=self._sent + task_id)
-        bridge.run(publish.send(call), "the scheduler", "publish.send()")
+        args, kwargs = entry.args or [], entry.kwargs or {}
+        call = Call(task, task_id, args, kwargs, options, None, f"core-sent-{task_id}", *task.lock(args, kwargs))
+        there = bridge.run(publish.send(call), "the scheduler", "publish.send()")
+        if there != task_id:
+            logger.info("%s: its last run (%s) has not ended, and this one is left out", entry.name, there)
 
     def _advance(self, entry: Any) -> None:
         """Note that an entry has run.

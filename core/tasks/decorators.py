@@ -24,7 +24,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TASK_OPTIONS = tuple(option.name for option in fields(TaskOptions))
-PERIODIC_OPTIONS = ("cron", "interval", "args", "kwargs", "enabled", "max_lateness")
+PERIODIC_OPTIONS = ("cron", "interval", "args", "kwargs", "enabled", "max_lateness", "overlap")
+#: What a periodic task cannot be given.
+NOT_PERIODIC = ("retry_on", "retry_backoff", "ignore_result", "priority", "unique", "unique_for", "unique_key")
 
 
 class _Decorator(Protocol):
@@ -63,6 +65,9 @@ def task(
     timeout: float | EllipsisType | None = ...,
     ignore_result: bool = ...,
     priority: int | None = ...,
+    unique: bool = ...,
+    unique_for: float | None = ...,
+    unique_key: Callable[..., object] | tuple[str, ...] | str | None = ...,
 ) -> _Decorator: ...
 def task(function: Any = None, /, *more: Any, **options: Any) -> Any:
     """Make a task of a function: `async def` first, a plain `def` as well.
@@ -78,6 +83,12 @@ def task(function: Any = None, /, *more: Any, **options: Any) -> Any:
         timeout: Seconds one attempt may take; None is no limit, left out it is `task_default_timeout`.
         ignore_result: Whether the result is thrown away; `get()` and `status()` then have nothing to read.
         priority: 0 (first) to 9 (last) within its queue.
+        unique: Whether a call is not queued while one with the same arguments waits or runs: `delay` then returns the
+            handle to that one, with `deduplicated` set. Needs Redis as the broker.
+        unique_for: Seconds after which another one may be queued all the same; None is when the first has ended, or a
+            day has passed (`task_result_expires`).
+        unique_key: What makes calls the same, in place of all arguments: parameters' names, or a function of the
+            arguments that returns a key.
 
     Raises:
         TaskDefinitionError: An option is unknown, a parameter has a reserved name, or it is the wrong kind of
@@ -95,6 +106,7 @@ def periodic_task(
     kwargs: Mapping[str, Any] = ...,
     enabled: bool = ...,
     max_lateness: float | None = ...,
+    overlap: bool = ...,
     name: str | None = ...,
     queue: str | None = ...,
     timeout: float | EllipsisType | None = ...,
@@ -109,6 +121,7 @@ def periodic_task(
     kwargs: Mapping[str, Any] = ...,
     enabled: bool = ...,
     max_lateness: float | None = ...,
+    overlap: bool = ...,
     name: str | None = ...,
     queue: str | None = ...,
     timeout: float | EllipsisType | None = ...,
@@ -126,6 +139,8 @@ def periodic_task(function: Any = None, /, *more: Any, **options: Any) -> Any:
         enabled: Whether the scheduler runs it.
         max_lateness: Seconds; a run that the scheduler could not send for longer, as while it was down, is left out.
             None sends it whenever the scheduler is back, once however many times have passed.
+        overlap: Whether a run may begin while the last one has not ended; False leaves it out. Needs Redis as the
+            broker.
         name, queue, timeout, max_retries, retry_delay: As for `@task`.
 
     Raises:
@@ -165,13 +180,15 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
     periodic = decorator == "periodic_task"
     known = TASK_OPTIONS + PERIODIC_OPTIONS if periodic else TASK_OPTIONS
     if periodic:
-        known = tuple(k for k in known if k not in ("retry_on", "retry_backoff", "ignore_result", "priority"))
+        known = tuple(option for option in known if option not in NOT_PERIODIC)
     for option in given:
         if option not in known:
             near = get_close_matches(option, known, n=1)
             guess = f"; did you mean {near[0]!r}?" if near else "."
             raise TaskDefinitionError(f"@{decorator} has no option {option!r}{guess} It takes {', '.join(known)}.")
     timing = {name: given.pop(name) for name in PERIODIC_OPTIONS if name in given}
+    if not _overlap(timing):
+        given |= {"unique": True, "unique_key": ()}
     options = TaskOptions(**given)
     module = discovery.module_path(_written(function).co_filename, function.__module__)
     name = options.name or f"{module}.{function.__qualname__.replace('<locals>.', '')}"
@@ -182,6 +199,7 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
         )
     else:
         declared = (Task if asynchronous else SyncTask)(function, name, options, location)
+    _check_unique_key(declared)
     resolved = declared.arguments.prepare()
     if isinstance(declared, PeriodicTask):
         _check_schedule_arguments(declared, declared.schedule, resolved)
@@ -190,6 +208,13 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
         raise DuplicateTask(name, other.location, location)
     celery_app.declare(declared)
     return declared
+
+
+def _overlap(timing: dict[str, Any]) -> bool:
+    overlap = timing.get("overlap", True)
+    if not isinstance(overlap, bool):
+        raise OptionError(f"overlap={overlap!r} is neither True nor False.")
+    return overlap
 
 
 def _check_function(decorator: str, function: Any) -> None:
@@ -239,6 +264,13 @@ def _schedule(function: Any, timing: dict[str, Any]) -> Schedule:
         enabled=enabled,
         max_lateness=most,
     )
+
+
+def _check_unique_key(declared: Task[Any, Any]) -> None:
+    key, known = declared.options_declared.unique_key, declared.arguments.signature.parameters
+    for name in key if isinstance(key, tuple) else ():
+        if name not in known:
+            raise OptionError(f"unique_key names {name!r}, and {declared.__name__} has no such parameter.")
 
 
 def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule, resolved: bool) -> None:

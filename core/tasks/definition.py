@@ -3,7 +3,8 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack, overload
@@ -18,6 +19,7 @@ from core.tasks.options import CALL_OPTIONS, CallOptions, TaskOptions, check_cal
 from core.tasks.result import TaskResult
 from core.tasks.retry import RetryPolicy
 from core.tasks.timeout import Limit
+from core.tasks.unique import lock_name
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -132,11 +134,23 @@ class Task(Generic[P, R_co]):
         settings = config.get_settings()
         wire_args, wire_kwargs = self.arguments.encode(args, kwargs, settings.task_max_argument_bytes)
         task_id = options.pop("task_id", None) or new_id()
-        await publish.send(Call(self, task_id, wire_args, wire_kwargs, options, current_or_none()))
-        return self._handle(task_id)
+        lock = self.lock(args, kwargs)
+        there = await publish.send(Call(self, task_id, wire_args, wire_kwargs, options, current_or_none(), "", *lock))
+        return self._handle(there, there != task_id)
 
-    def _handle(self, task_id: str) -> TaskResult[R_co]:
-        return TaskResult(task_id, self.arguments, ignored=self.options_declared.ignore_result)
+    def _handle(self, task_id: str, deduplicated: bool = False) -> TaskResult[R_co]:
+        ignored = self.options_declared.ignore_result
+        return TaskResult(task_id, self.arguments, ignored=ignored, deduplicated=deduplicated)
+
+    def lock(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, int]:
+        """The lock of a call with these arguments, and the seconds after which it ends; ("", 0) for a task whose calls
+        are not unique.
+        """
+        options = self.options_declared
+        if not options.unique:
+            return "", 0
+        seconds = options.unique_for or config.get_settings().task_result_expires
+        return lock_name(self.name, self.arguments, options.unique_key, args, kwargs), math.ceil(seconds)
 
     async def delay_many(self, calls: Iterable[CallArguments]) -> list[TaskResult[R_co]]:
         """Queue many calls in their order, many in a round trip, and return their handles in that order.
@@ -173,7 +187,9 @@ class Task(Generic[P, R_co]):
                     raise ArgumentsError(f"a call is a tuple of arguments or a mapping of them, and no {kind}.")
             except ArgumentsError as error:
                 raise ArgumentsError(f"calls[{number}]: {error}") from None
-            made.append(Call(self, new_id(), wire_args, wire_kwargs, dict(options), caller))
+            given, named = (call, {}) if isinstance(call, tuple) else ((), call)
+            lock = self.lock(given, named)
+            made.append(Call(self, new_id(), wire_args, wire_kwargs, dict(options), caller, "", *lock))
             if now() > turn + LONGEST_TURN:
                 await asyncio.sleep(0)
                 turn = now()
@@ -181,7 +197,7 @@ class Task(Generic[P, R_co]):
         if done.error is not None:
             kinds = ([self._handle(call.id) for call in some] for some in (done.sent, done.maybe_sent, done.not_sent))
             raise PublishManyError(self.name, str(done.error), *kinds) from done.error
-        return [self._handle(call.id) for call in made]
+        return [self._handle(done.there.get(call.id, call.id), call.id in done.there) for call in made]
 
     def delay_many_sync(self, calls: Iterable[CallArguments]) -> list[TaskResult[R_co]]:
         """`delay_many` for code without an event loop; it blocks until the calls are queued.

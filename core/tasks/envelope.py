@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from base64 import b64encode
 from collections.abc import Callable
 from contextvars import copy_context
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple
 
 from core.tasks import celery_app, celery_config
 from core.tasks.context import CurrentTask
+
+#: The header that names a call's lock.
+UNIQUE = "core-unique"
 
 #: Stands in a template for what each call fills in; JSON writes the zero so that no text of Celery's looks like it.
 _MARK = "\0{}\0"
@@ -33,6 +37,9 @@ class Call:
     caller: CurrentTask | None = None
     #: A key of Redis: where it exists, the call was sent before, and is not sent again.
     once: str = ""
+    #: The lock that it takes where it is to be the only one of its kind, and the seconds after which that ends.
+    lock: str = ""
+    lock_seconds: int = 0
 
     def lineage(self) -> dict[str, str]:
         """What Celery is told of where the call comes from."""
@@ -48,8 +55,11 @@ class Message(NamedTuple):
     #: The key of its result, and what is stored there until a worker knows better; empty for none.
     result: str
     pending: str
-    #: As of its call.
+    #: As of its call; *holder* is what the lock says of it: its id, and when it expires.
     once: str = ""
+    lock: str = ""
+    holder: str = ""
+    lock_seconds: int = 0
 
 
 class Envelope:
@@ -69,6 +79,7 @@ class Envelope:
             text = text.replace(json.dumps(_MARK.format(mark)), f"%({mark})s")
         self._text = text
         kept = celery_config.is_one_database(app.conf) and app.backend.expires and not celery_task.ignore_result
+        self._prefix = str(app.conf.broker_transport_options.get("global_keyprefix", ""))
         self._result = _text(app.backend.get_key_for_task("id")).removesuffix("id") if kept else ""
 
     def message(self, call: Call) -> Message:
@@ -102,7 +113,13 @@ class Envelope:
 
     def _message(self, call: Call, text: str) -> Message:
         pending = _PENDING % json.dumps(call.id) if self._result else ""
-        return Message(self._queue, text, self._result and self._result + call.id, pending, call.once)
+        result = self._result and self._result + call.id
+        once = call.once and self._prefix + call.once
+        if not call.lock:
+            return Message(self._queue, text, result, pending, once)
+        text = text.replace('"headers": {', f'"headers": {{"{UNIQUE}": {json.dumps(call.lock)}, ', 1)
+        lock = self._prefix + call.lock
+        return Message(self._queue, text, result, pending, once, lock, holder(call), call.lock_seconds)
 
     def _body(self, call: Call) -> str:
         return f"{json.dumps([call.args, call.kwargs])[:-1]}, {self._embed}]"
@@ -137,6 +154,13 @@ class Envelope:
         elif expires is not None:
             left, expires = expires, add_seconds_to_datetime(now, expires)
         return _time(eta), _time(expires), f'"{int(left * 1000)}"'
+
+
+def holder(call: Call) -> str:
+    """What a lock says of the call that has it: its id, and when it expires as a Unix time."""
+    expires = call.options.get("expires")
+    until = expires.timestamp() if isinstance(expires, datetime) else expires and time.time() + expires
+    return f"{call.id}\n{until or ''}"
 
 
 def envelope(celery_task: Any, call: Call) -> Envelope | None:

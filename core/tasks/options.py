@@ -1,6 +1,6 @@
 """The options of a task and of a call, and which of their values mean something."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import EllipsisType
@@ -57,6 +57,9 @@ class TaskOptions:
     timeout: float | EllipsisType | None = ...
     ignore_result: bool = False
     priority: int | None = None
+    unique: bool = False
+    unique_for: float | None = None
+    unique_key: Callable[..., object] | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "queue"):
@@ -70,13 +73,26 @@ class TaskOptions:
             number("timeout", self.timeout, zero=False)
         if self.priority is not None:
             _priority(self.priority)
-        for name in ("retry_backoff", "ignore_result"):
+        for name in ("retry_backoff", "ignore_result", "unique"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r} is neither True nor False.")
         kinds = self.retry_on if isinstance(self.retry_on, tuple | list) else (self.retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
             raise OptionError(f"retry_on={self.retry_on!r} is not a tuple of exception classes.")
         object.__setattr__(self, "retry_on", tuple(kinds))
+        self._check_unique()
+
+    def _check_unique(self) -> None:
+        if self.unique_for is not None:
+            number("unique_for", self.unique_for, zero=False)
+        key = (self.unique_key,) if isinstance(self.unique_key, str) else self.unique_key
+        if key is not None and not callable(key):
+            if not isinstance(key, tuple | list) or not all(isinstance(name, str) for name in key):
+                raise OptionError(f"unique_key={key!r} is neither a function nor a tuple of parameters' names.")
+            key = tuple(key)
+        object.__setattr__(self, "unique_key", key)
+        if not self.unique and not (self.unique_for is None and key is None):
+            raise OptionError("unique_for= and unique_key= say how calls are unique; add unique=True.")
 
 
 def _priority(value: object) -> None:

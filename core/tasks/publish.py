@@ -12,11 +12,19 @@ from weakref import WeakKeyDictionary
 
 from core import config, embedded
 from core.broker_error import broker_error, never_sent
-from core.errors import BrokerUnreachable, ConfigurationError, CoreError, PublishError, TasksDisabled
+from core.errors import (
+    BrokerUnreachable,
+    ConfigurationError,
+    CoreError,
+    OptionError,
+    PublishError,
+    TasksDisabled,
+)
 from core.redis_url import RedisURL
-from core.tasks import bridge, cancellation, celery_app
-from core.tasks.envelope import Call, Envelope, Message, envelope
+from core.tasks import bridge, celery_app, celery_config
+from core.tasks.envelope import UNIQUE, Call, Envelope, Message, envelope, holder
 from core.tasks.sender import MOST, REMEMBERED, NoAnswer, opened, sender
+from core.tasks.unique import PRELUDE
 
 logger = logging.getLogger("core.tasks")
 
@@ -24,8 +32,10 @@ logger = logging.getLogger("core.tasks")
 IN_THREADS = 32
 
 
-async def send(call: Call) -> None:
-    """Put a call into its queue. The event loop stays free meanwhile.
+async def send(call: Call) -> str:
+    """Put a call into its queue; return its id, or that of the call which keeps it from being another one.
+
+    The event loop stays free meanwhile.
 
     Raises:
         TasksDisabled: `task_enabled` is False.
@@ -37,9 +47,11 @@ async def send(call: Call) -> None:
     until = asyncio.get_running_loop().time() + seconds
     way = _known(call) or await _learn(call, seconds)
     if way.envelope is None:
-        await _by_thread(call, seconds, until)
-    elif errors := await _by_loop([call], way, seconds, until):
+        return await _by_thread(call, seconds, until)
+    errors, there = await _by_loop([call], way, seconds, until)
+    if errors:
         raise errors[0]
+    return there.get(0, call.id)
 
 
 @dataclass
@@ -51,6 +63,8 @@ class Sent:
     not_sent: list[Call] = field(default_factory=list)
     #: The first error, after which nothing more was sent.
     error: Exception | None = None
+    #: For calls that were not sent because there is another one of their kind: its id, by theirs.
+    there: dict[str, str] = field(default_factory=dict)
 
 
 async def send_many(calls: Sequence[Call]) -> Sent:
@@ -66,13 +80,17 @@ async def send_many(calls: Sequence[Call]) -> Sent:
         try:
             way = _known(calls[0]) or await _learn(calls[0], seconds)
             if way.envelope is not None:
-                errors = await _by_loop(chunk, way, seconds, until)
+                errors, there = await _by_loop(chunk, way, seconds, until)
+                done.there |= {chunk[number].id: other for number, other in there.items()}
             else:
                 chunk = chunk[:IN_THREADS]
                 outcomes = await asyncio.gather(
                     *(_by_thread(call, seconds, until) for call in chunk), return_exceptions=True
                 )
                 errors = {n: error for n, error in enumerate(outcomes) if isinstance(error, Exception)}
+                done.there |= {
+                    c.id: o for c, o in zip(chunk, outcomes, strict=True) if isinstance(o, str) and o != c.id
+                }
         except PublishError as error:
             errors = dict.fromkeys(range(len(chunk)), error)
         for number, call in enumerate(chunk):
@@ -170,8 +188,12 @@ async def _learn(call: Call, seconds: float) -> _Way:
         return await bridge.in_thread(learn, seconds)
 
 
-async def _by_loop(calls: Sequence[Call], way: _Way, seconds: float, until: float) -> dict[int, Exception]:
-    """Send calls from this loop; return the errors of those that were not sent, or perhaps not, by their number."""
+async def _by_loop(
+    calls: Sequence[Call], way: _Way, seconds: float, until: float
+) -> tuple[dict[int, Exception], dict[int, str]]:
+    """Send calls from this loop; return the errors of those that were not sent, or perhaps not, by their number, and
+    the ids of the calls in whose favour others were not sent.
+    """
     assert way.envelope is not None
     message, announced = way.envelope.message, list[Callable[[Any], None]]()
 
@@ -183,25 +205,82 @@ async def _by_loop(calls: Sequence[Call], way: _Way, seconds: float, until: floa
         announced, make = [tell for _, tell in pairs], [message for message, _ in pairs].copy
     try:
         own = sender() or await opened(way.url, way.expires)
-        refused = await own.send(make, until)
+        refused, there = await own.send(make, until)
     except NoAnswer as none:
-        return {number: _unsent(call, none.cause, none.written, seconds) for number, call in enumerate(calls)}
+        return {number: _unsent(call, none.cause, none.written, seconds) for number, call in enumerate(calls)}, {}
     for number, tell in enumerate(announced):
         if number not in refused:
             tell(way.after)
-    return {number: _unsent(calls[number], text, False, seconds) for number, text in refused.items()}
+    return {number: _unsent(calls[number], text, False, seconds) for number, text in refused.items()}, there
 
 
-async def _by_thread(call: Call, seconds: float, until: float) -> None:
+class _Guard:
+    """What keeps a call from being sent twice, where that cannot be looked at in the step that sends it."""
+
+    def __init__(self, celery_task: Any, call: Call) -> None:
+        app, self._call = celery_task.app, call
+        self._prefix = str(app.conf.broker_transport_options.get("global_keyprefix", ""))
+        kept = celery_config.is_one_database(app.conf) and app.backend.expires and not celery_task.ignore_result
+        result: str | bytes = app.backend.get_key_for_task(call.id) if kept else ""
+        self._keys: list[str | bytes] = [key and self._prefix + key for key in (call.lock, call.once)]
+        self._keys.append(result)
+        #: What Celery is told of it.
+        self.options = {"headers": {UNIQUE: call.lock}} if call.lock else {}
+
+    def enter(self) -> str | None:
+        """The id of the call in whose favour this one is not sent; None where it is.
+
+        Raises:
+            OptionError: Only one call of its kind is to be, and the broker is no Redis.
+        """
+        if not (self._call.once or self._call.lock):
+            return None
+        words = [holder(self._call), self._call.lock_seconds, REMEMBERED]
+        other = self._run(PRELUDE + _ENTER, *words)
+        return other.decode() if isinstance(other, bytes) else None
+
+    def leave(self) -> None:
+        """It was not sent."""
+        if self._call.once or self._call.lock:
+            self._run(_LEAVE, holder(self._call))
+
+    def _run(self, script: str, *words: Any) -> Any:
+        url = embedded.broker_url()
+        if not isinstance(url, RedisURL):
+            if self._call.lock:
+                raise OptionError(f"{self._call.task.name} is unique, which needs Redis as the broker.")
+            url = embedded.result_url()
+        with url.client() as client:
+            return client.eval(script, len(self._keys), *self._keys, *words)
+
+
+_ENTER = """
+local lock, once, result = unpack(KEYS)
+local other = lock ~= '' and taken(lock, result, ARGV[1])
+if other then return other end
+if once ~= '' and not redis.call('SET', once, '1', 'NX', 'EX', ARGV[3]) then
+  return string.match(ARGV[1], '^[^\\n]*')
+end
+if lock ~= '' then redis.call('SET', lock, ARGV[1], 'EX', ARGV[2]) end
+return false
+"""
+_LEAVE = """
+if KEYS[2] ~= '' then redis.call('DEL', KEYS[2]) end
+if KEYS[1] ~= '' and redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+
+async def _by_thread(call: Call, seconds: float, until: float) -> str:
     """Let Celery itself send a call, in a thread."""
 
-    def publish(handoff: bridge.Handoff) -> None:
+    def publish(handoff: bridge.Handoff) -> str:
         producer = celery_app.producer()
         celery_task = celery_app.celery_task(call.task)
+        guard = _Guard(celery_task, call)
         if not handoff.begin():
-            return  # nobody waits for it any more: it must not be sent
-        if call.once and not cancellation.client(celery_task.app).set(call.once, "1", nx=True, ex=REMEMBERED):
-            return
+            return call.id  # nobody waits for it any more: it must not be sent
+        if there := guard.enter():
+            return there
         try:
             with celery_task.app.amqp.as_current():
                 celery_task.apply_async(
@@ -213,15 +292,17 @@ async def _by_thread(call: Call, seconds: float, until: float) -> None:
                     retry=False,
                     **call.lineage(),
                     **call.options,
+                    **guard.options,
                 )
         except Exception as error:
             celery_app.drop_producer()
-            if call.once and never_sent(error):
-                cancellation.client(celery_task.app).delete(call.once)
+            if never_sent(error):
+                guard.leave()
             raise
+        return call.id
 
     with _told(call, seconds):
-        await bridge.in_thread(publish, until - asyncio.get_running_loop().time())
+        return await bridge.in_thread(publish, until - asyncio.get_running_loop().time())
 
 
 @contextmanager

@@ -51,9 +51,13 @@ _STATUS = {
 class TaskResult(Generic[R_co]):
     """The result of one call, wherever it runs."""
 
-    def __init__(self, task_id: str, arguments: Arguments | None = None, *, ignored: bool = False) -> None:
+    def __init__(
+        self, task_id: str, arguments: Arguments | None = None, *, ignored: bool = False, deduplicated: bool = False
+    ) -> None:
         #: The call's id, known before anything was sent.
         self.id = task_id
+        #: Whether this is a call that was there before, and `delay` has queued no other: its task is `unique`.
+        self.deduplicated = deduplicated
         self._arguments = arguments
         self._ignored = ignored
 

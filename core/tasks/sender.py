@@ -6,13 +6,14 @@ What comes while a round trip is under way goes with the next one; a lone call g
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from core import embedded
 from core.broker_error import judge
 from core.redis_url import RedisURL
 from core.tasks.envelope import Message
+from core.tasks.unique import PRELUDE as UNIQUE_LOCK
 from core.tasks.wire import Wire
 
 #: When a round trip has this many messages, or characters of them, what else waits goes with the next one.
@@ -25,24 +26,32 @@ ANSWER, SILENCE = 5.0, 25.0
 REMEMBERED = 3600
 
 # Each message is pushed by itself: one that is refused does not take the others with it. The answer names those.
-_SEND = """
-local refused = {}
-for number = 0, #KEYS / 3 - 1 do
-  local list, result, once = KEYS[number * 3 + 1], KEYS[number * 3 + 2], KEYS[number * 3 + 3]
-  local message, pending = ARGV[number * 2 + 3], ARGV[number * 2 + 4]
-  if once == '' or redis.call('EXISTS', once) == 0 then
+_SEND = (
+    UNIQUE_LOCK
+    + """
+local refused, there = {}, {}
+for number = 0, #KEYS / 4 - 1 do
+  local list, result, once, lock = unpack(KEYS, number * 4 + 1, number * 4 + 4)
+  local message, pending, holder, seconds = unpack(ARGV, number * 4 + 3, number * 4 + 6)
+  local other = lock ~= '' and taken(lock, result, holder)
+  if other then
+    there[#there + 1] = number
+    there[#there + 1] = other
+  elseif once == '' or redis.call('EXISTS', once) == 0 then
     local pushed = redis.pcall('LPUSH', list, message)
     if type(pushed) == 'table' then
       refused[#refused + 1] = number
       refused[#refused + 1] = pushed.err
     else
       if once ~= '' then redis.call('SET', once, '1', 'EX', ARGV[2]) end
+      if lock ~= '' then redis.call('SET', lock, holder, 'EX', seconds) end
       if result ~= '' then redis.pcall('SET', result, pending, 'NX', 'EX', ARGV[1]) end
     end
   end
 end
-return refused
+return {refused, there}
 """
+)
 
 
 class NoAnswer(Exception):
@@ -56,6 +65,15 @@ class NoAnswer(Exception):
         self.cause = cause
 
 
+class Answer(NamedTuple):
+    """What Redis has not pushed, by its number."""
+
+    #: Why it was refused.
+    refused: dict[int, str]
+    #: The id of the call that was there before, where only one is to be.
+    there: dict[int, str]
+
+
 class _Parcel:
     """Messages of one caller, which travel together."""
 
@@ -63,7 +81,7 @@ class _Parcel:
         self.make = make
         self.until = until
         self.messages: Sequence[Message] = ()
-        self.answer: asyncio.Future[dict[int, str]] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.written = False
 
     def fail(self, cause: Exception | None) -> None:
@@ -105,8 +123,8 @@ class Sender:
         self._end = until_the_end()
         await anext(self._end)
 
-    async def send(self, make: Callable[[], Sequence[Message]], until: float) -> dict[int, str]:
-        """Push messages to their lists; return what Redis says of those that it refused, by their number.
+    async def send(self, make: Callable[[], Sequence[Message]], until: float) -> Answer:
+        """Push messages to their lists; return what Redis says of those that it has not pushed.
 
         A caller that is cancelled before its messages are written has not sent them.
 
@@ -150,8 +168,8 @@ class Sender:
                         wire = await self._connected()
                     if parcels := self._next():
                         async with asyncio.timeout(ANSWER):
-                            refused = await self._trip(wire, parcels)
-                        _settle(parcels, refused)
+                            refused, there = await self._trip(wire, parcels)
+                        _settle(parcels, refused, there)
                         broken = bool(refused)  # perhaps it is a replica by now
                 except Exception as error:
                     for parcel in parcels or list(self._waiting):
@@ -186,8 +204,8 @@ class Sender:
         words: list[str | int] = [self._expires, REMEMBERED]
         for parcel in parcels:
             for message in parcel.messages:
-                keys += (message.queue, message.result, message.once)
-                words += (message.text, message.pending)
+                keys += (message.queue, message.result, message.once, message.lock)
+                words += (message.text, message.pending, message.holder, message.lock_seconds)
         self._answer = asyncio.get_running_loop().create_future()
         wire.write(("EVAL", _SEND, len(keys), *keys, *words))
         await asyncio.wait((self._answer, wire.lost), return_when=asyncio.FIRST_COMPLETED)
@@ -243,14 +261,15 @@ class Sender:
             await self._connection.disconnect(nowait=True)
 
 
-def _settle(parcels: list[_Parcel], refused: list[Any]) -> None:
-    """Tell each sender which of its messages were refused."""
-    said = {int(number): _text(text) for number, text in zip(refused[::2], refused[1::2], strict=True)}
+def _settle(parcels: list[_Parcel], *said: list[Any]) -> None:
+    """Tell each sender which of its messages were not pushed."""
+    kinds = [{int(n): _text(text) for n, text in zip(some[::2], some[1::2], strict=True)} for some in said]
     first = 0
     for parcel in parcels:
         after = first + len(parcel.messages)
         if not parcel.answer.done():
-            parcel.answer.set_result({n - first: text for n, text in said.items() if first <= n < after})
+            own = ({n - first: text for n, text in kind.items() if first <= n < after} for kind in kinds)
+            parcel.answer.set_result(Answer(*own))
         first = after
 
 

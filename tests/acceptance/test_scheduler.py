@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -442,3 +443,25 @@ def test_a_link_in_the_place_of_the_pidfile_is_refused(fresh: Project) -> None:
     assert "scheduler.pid cannot be written" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert victim.read_text() == "precious\n"
+
+
+# Runs that overlap.
+
+
+def test_without_overlap_a_run_waits_for_nothing_and_is_left_out(quick: Project) -> None:
+    quick.write(
+        "src/apps/slow/tasks.py",
+        "import asyncio\nfrom core.tasks import periodic_task\n\n\n"
+        "@periodic_task(interval=1, overlap=False)\nasync def slow():\n    await asyncio.sleep(2.5)\n",
+    )
+    scheduler = start(quick)
+    worker = quick.worker("--concurrency", "10")
+
+    scheduler.wait_for("src.apps.slow.tasks.slow: its last run (")
+    wait_until(lambda: len(re.findall(r"slow\[\S+ success", worker.text())) >= 2, 20, "it has run twice")
+
+    scheduler.stop()
+    ends = [float(at) for at in re.findall(r"slow\[\S+ success in ([\d.]+)", worker.text())]
+    left_out = scheduler.text().count("its last run (")
+    assert all(2.4 < seconds < 3.5 for seconds in ends)
+    assert left_out >= 2 * (len(ends) - 1)

@@ -7,7 +7,7 @@ end
 -- A header of a message that is not read otherwise. With its colon a name cannot be a value.
 local function header(message, name)
   local at = string.find(message, '"' .. name .. '":', 1, true)
-  return at and string.match(message, '^"' .. name .. '":%s*"([^"]+)"', at) or nil
+  return at and string.match(message, '^%s*"([^"]+)"', at + #name + 3) or nil
 end
 
 -- Puts a call into its list, at the front. One that was given out before says so from now on, as with kombu.
@@ -35,6 +35,13 @@ local function all_back(prefix, held, calls)
     end
   end
   return count
+end
+
+-- Lets another call of its kind be queued, now that this one has ended; never in the place of one that came later.
+local function unlock(prefix, lock, id)
+  if not lock or not id then return end
+  local holder = redis.call('GET', prefix .. lock)
+  if holder and string.match(holder, '^[^\n]*') == id then redis.call('DEL', prefix .. lock) end
 end
 
 -- Puts what was set down for whoever takes next from a list into that list again.

@@ -38,6 +38,7 @@ for at = 2, #ARGV, 6 do
   end
   if verdict == 'done' then
     if record ~= '' then done[#done + 1], at_number[#done + 1] = record, number end
+    if details and redis.call('HEXISTS', held, record) == 1 then unlock(prefix, details.unique, details.id) end
   else
     even_if_full(held)
     local call = redis.call('HGET', held, record)
@@ -69,6 +70,7 @@ for at = 2, #ARGV, 6 do
         answer[number] = seconds and 'later' or 'first'
       end
     end
+    if answer[number] == 'failed' or answer[number] == 'dead' then unlock(prefix, details.unique, details.id) end
     if record ~= '' then redis.call('HDEL', held, record) end  -- else its list has no room for it, and it stays held
   end
 end

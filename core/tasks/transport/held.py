@@ -23,6 +23,7 @@ from core import config
 from core.tasks import celery_config
 from core.tasks.cancellation import cancel_key
 from core.tasks.dead import DeadList
+from core.tasks.envelope import UNIQUE
 from core.tasks.transport.scripts import passes, script
 
 logger = logging.getLogger("core.tasks")
@@ -48,6 +49,8 @@ class Held:
     message: Any = None
     #: Whether it was given to a pool process or thread that has begun with it.
     begun: bool = False
+    #: Whether another attempt was sent, so that the call has not ended with this one.
+    goes_on: bool = False
     #: How it ends, where that is known before it is acknowledged: a verdict and its reason.
     ending: tuple[str, str] | None = None
     #: The result that leaves together with its end: key, seconds to keep, text.
@@ -177,6 +180,8 @@ class Holder:
                 "hold": self._hold,
                 "pause": min(UNKNOWN_PAUSE, self._hold / 4),
             }
+        if (lock := _readable(call.headers.get(UNIQUE))) and verdict != "back" and not call.goes_on:
+            details |= {"unique": lock, "id": _readable(call.headers.get("id"))}
         result = call.result if verdict != "back" else None
         # First the one, then the other: `adopt` must find it in one of the two.
         self._pending.append(_End(call.record, verdict, result, details, call))

@@ -37,6 +37,7 @@ for _, worker in ipairs(redis.call('ZRANGE', workers, '-inf', string.format('%.6
           list = list, message = message,
         })
         redis.call('HDEL', held, record)
+        unlock(prefix, header(message, 'core-unique'), id)
         dead[#dead + 1] = message
       else
         calls[#calls + 1] = {record, call}

@@ -59,6 +59,8 @@ class Request(request.Request):  # type: ignore[misc]
             error = error.exc
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
             self._ends("lost", held.LOST)
+        elif isinstance(error, Retry) and (holder := held.current()) and (call := holder.calls.get(self.tag)):
+            call.goes_on = True
         elif not isinstance(error, Ignore | Reject | Retry | Terminated):
             self._ends("failed", f"failed: {type(error).__name__}: {error}")
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

@@ -139,6 +139,39 @@ def test_a_call_that_failed_is_listed_with_its_message_if_that_may_be_kept(
     assert (aside("core-dead"), waiting(), one.holds()) == ({}, [], {})
 
 
+# The lock of a call of which there is to be one only
+
+
+@pytest.mark.parametrize(
+    ("verdict", "holder", "frees"),
+    [("done", "a", True), ("failed", "a", True), ("dead", "a", True), ("back", "a", False), ("later", "a", False),
+     ("lost", "a", False), ("done", "b", False)],
+)  # fmt: skip
+def test_the_end_of_a_call_frees_its_own_lock(
+    one: Any, send: Any, redis: Any, prefix: str, verdict: str, holder: str, frees: bool
+) -> None:
+    call = take_one(one, send)
+    redis.set(f"{prefix}core-unique-t", f"{holder}\n")
+    end = one.end(call, verdict, unique="core-unique-t", id="a")
+    if verdict == "done":
+        end[-1] = json.dumps({"unique": "core-unique-t", "id": "a"})
+
+    one.finish(end)
+
+    assert redis.exists(f"{prefix}core-unique-t") == (not frees)
+
+
+def test_whoever_does_not_hold_a_call_any_more_frees_nothing(one: Any, other: Any, send: Any, redis: Any) -> None:
+    call = take_one(one, send)
+    redis.set(f"{one.prefix}core-unique-t", "a\n")
+    one.adopt()  # it was put back, and another worker runs it
+    other.take()
+
+    one.finish([*one.end(call, "done")[:-1], json.dumps({"unique": "core-unique-t", "id": "a"})])
+
+    assert redis.exists(f"{one.prefix}core-unique-t") == 1
+
+
 # A task that nobody here knows
 
 

@@ -188,6 +188,17 @@ def test_a_call_that_lost_its_worker_three_times_is_set_aside(
     assert WEEK - 10 < redis.ttl(f"{prefix}core-losses-a") <= WEEK
 
 
+def test_a_lock_ends_with_the_call_that_is_set_aside_and_not_before(
+    one: Any, other: Any, send: Any, redis: Any, prefix: str
+) -> None:
+    send("a", headers={"core-unique": "core-unique-t"})
+    redis.set(f"{prefix}core-unique-t", "a\n")
+
+    for there in (1, 1, 0):
+        lose(one, other)
+        assert redis.exists(f"{prefix}core-unique-t") == there
+
+
 def test_a_lost_pool_process_counts_as_a_lost_worker(one: Any, other: Any, send: Any, dead: Any) -> None:
     send("a")
     for _ in range(2):

@@ -495,3 +495,35 @@ async def total(numbers: list[int]) -> int:
 @task
 async def runs_out_of_memory() -> None:
     raise MemoryError("no room")
+
+
+# Calls of which one is enough at a time.
+
+
+@task(unique=True)
+async def alone(file: str, seconds: float = 0.0, fails: bool = False) -> float:
+    note(file, current().id)
+    await asyncio.sleep(seconds)
+    if fails:
+        raise ValueError("no")
+    return seconds
+
+
+@task(unique=True, unique_key="name", ignore_result=True)
+async def alone_by_name(name: str, file: str, seconds: float = 0.0) -> None:
+    note(file, current().id)
+    await asyncio.sleep(seconds)
+
+
+@task(unique=True, unique_for=0.5, unique_key=lambda file, *_: Path(file).name)
+async def alone_for_a_while(file: str, seconds: float) -> None:
+    note(file, current().id)
+    await asyncio.sleep(seconds)
+
+
+@task(unique=True, max_retries=1, retry_delay=0.5)
+async def alone_and_retried(file: str) -> int:
+    note(file, current().id)
+    if current().attempt == 1:
+        raise TaskError("again")
+    return current().attempt
