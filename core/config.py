@@ -137,6 +137,12 @@ class Settings(BaseSettings):
     task_worker_stuck_after: Seconds = Field(
         default=300.0, description="Seconds after which a worker that does not react any more exits, with code 70."
     )
+    task_remote_control: Literal["full", "safe", "off"] | None = Field(
+        default=None,
+        description="Which commands of `celery control` a worker follows: `full` is all, `safe` refuses those that "
+        "stop or slow it, `off` is none, so that a running call cannot be cancelled either. Unset it is `full`, and in "
+        "production `safe`.",
+    )
     task_slow_callback: Seconds = Field(
         default=1.0,
         description="Seconds for which a body may block the event loop before the log names it, with the place in its "
@@ -234,6 +240,11 @@ class Settings(BaseSettings):
         named = os.environ.get("ENVIRONMENT") or base.env_vars.get("environment")
         named = named or settings_cls.model_fields["environment"].default
         return init_settings, env_settings, DotEnvSettingsSource(settings_cls, env_file=root / f".env.{named}"), base
+
+    @property
+    def remote_control(self) -> Literal["full", "safe", "off"]:
+        """`task_remote_control`, or what it is where that is unset."""
+        return self.task_remote_control or ("safe" if self.environment == "production" else "full")
 
     @property
     def broker_url(self) -> RedisURL | BrokerURL | None:

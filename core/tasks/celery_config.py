@@ -91,6 +91,7 @@ def generate(settings: Settings, broker: RedisURL | BrokerURL, results: RedisURL
         "worker_task_log_format": "%(asctime)s %(levelname)s %(message)s",
         "worker_log_color": False,
         "worker_send_task_events": False,  # two messages a call; Flower turns them on when it looks
+        "worker_enable_remote_control": settings.remote_control != "off",
         "task_send_sent_event": False,  # a PUBLISH for every call, and Flower shows a call when a worker has it
         # The schedule.
         "enable_utc": True,

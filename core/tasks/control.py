@@ -4,16 +4,25 @@ import logging
 import os
 from typing import Any
 
+from core import config
 from core.tasks import bridge, celery_app, runner
 from core.tasks.cancellation import cancel_key, mark_all
 
 logger = logging.getLogger("core.tasks")
 
+#: Celery's commands that neither stop nor slow a worker.
+SAFE = frozenset((
+    "active", "active_queues", "clock", "conf", "disable_events", "dump_active", "dump_conf", "dump_reserved",
+    "dump_revoked", "dump_schedule", "dump_tasks", "enable_events", "heartbeat", "hello", "ping", "query_task",
+    "registered", "report", "reserved", "revoke", "revoke_by_stamped_headers", "revoked", "scheduled", "stats",
+    "terminate",
+))  # fmt: skip
+
 
 def add_commands() -> None:
     """Make this worker understand them."""
     from celery.worker import state as worker_state
-    from celery.worker.control import Panel, control_command, ok, revoke, time_limit
+    from celery.worker.control import Panel, control_command, nok, ok, revoke, time_limit
     from redis.exceptions import RedisError
 
     if "cancel_call" in Panel.data:
@@ -52,6 +61,20 @@ def add_commands() -> None:
                 if again:  # on its way to a pool process, which has perhaps looked for cancellations already
                     state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
         return ok(f"{task_id} does not run here")
+
+    if config.get_settings().remote_control == "safe":
+        _refuse_what_is_not_safe(Panel, nok)
+
+
+def _refuse_what_is_not_safe(panel: Any, nok: Any) -> None:
+    """Answer Celery's commands that stop or slow this worker with a refusal. A project's own commands stay."""
+
+    def refused(state: Any, *_: Any, **__: Any) -> Any:
+        return nok("this worker refuses it: task_remote_control is safe. Set it to full.")
+
+    for name, command in panel.data.items():
+        if name not in SAFE and command.__module__ in ("celery.worker.control", __name__) and name != "cancel_call":
+            panel.data[name] = refused
 
 
 async def look_for_cancellations() -> None:

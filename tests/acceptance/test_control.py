@@ -276,6 +276,43 @@ def test_shutdown_stops_the_worker_when_what_runs_has_ended(pool: str) -> None:
 # What a pool refuses, and which one runs
 
 
+# What a worker is told that follows safe commands only
+
+REFUSED = {"error": "this worker refuses it: task_remote_control is safe. Set it to full."}
+
+
+@pytest.mark.parametrize("environment", [{"TASK_REMOTE_CONTROL": "safe"}, {"ENVIRONMENT": "production"}])
+def test_a_safe_worker_is_neither_stopped_nor_slowed(environment: dict[str, str]) -> None:
+    with world() as made:
+        made.project.run("core", "broker", "start")
+        made.project.environment |= environment | {"REDIS_URL": f"unix://{made.socket}"}
+        made.start("--pool", "asyncio", "--concurrency", "4")
+
+        for command, arguments in {
+            "shutdown": {}, "pool_shrink": {"n": 1}, "pool_grow": {"n": 1}, "pool_restart": {}, "autoscale": {"max": 1},
+            "rate_limit": {"task_name": "src.tasks.nap", "rate_limit": "1/h"}, "memdump": {},
+            "time_limit": {"task_name": "src.tasks.nap", "hard": 1}, "add_consumer": {"queue": "other"},
+            "cancel_consumer": {"queue": "default"},
+        }.items():  # fmt: skip
+            assert made.ask(command, **arguments) == REFUSED, command
+
+        assert made.ask("ping") == {"ok": "pong"}
+        assert "ok" in made.ask("enable_events")
+        assert made.ask("stats")["pool"]["max-concurrency"] == 4
+        call = made.running("nap", 60)
+        made.app.control.revoke(call.id, terminate=True)
+        revoked(made, call)
+
+
+def test_a_worker_without_remote_control_answers_nobody() -> None:
+    with world() as made:
+        made.project.environment |= {"TASK_REMOTE_CONTROL": "off"}
+        made.start("--pool", "asyncio", "--concurrency", "4")
+
+        assert made.running("nap", 0.1).get() == 0.1
+        assert made.app.control.ping(timeout=1) == []
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
