@@ -14,6 +14,7 @@ class Request(request.Request):  # type: ignore[misc]
     """Celery's request, for calls that a holder holds."""
 
     acknowledged: bool
+    time_limits: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -21,6 +22,9 @@ class Request(request.Request):  # type: ignore[misc]
             self._request_dict["eta"] = eta
         if not isinstance(self.args, list | tuple) or not isinstance(self.kwargs, dict):
             raise InvalidTaskError("the arguments are not a list and an object")
+        body, (hard, soft) = getattr(self.task, "body", None), self.time_limits
+        if body and body.limit and hard and hard > self.task.time_limit:
+            self.time_limits = self.task.time_limit, soft  # whoever sent it has no say in how long it may take
         # Read already: the tracer need not do it again.
         self._body, self._content_type = self._payload, None
         embedded = self._payload[2]
