@@ -59,8 +59,10 @@ class RedisURL:
         scheme = _scheme(text, SCHEMES)
         local, sentinel = scheme in ("unix", "redis+socket"), scheme == "sentinel"
         try:
-            parts = urlsplit(text)
-            places = _sentinels(parts) if sentinel else ()
+            # Newer Pythons refuse an address in brackets after another host, so each is read by itself.
+            names, plain = _hosts(text) if sentinel else ([], text)
+            parts = urlsplit(plain)
+            places = _sentinels(names)
             host, port = places[0] if places else (parts.hostname, parts.port)
         except ValueError:
             raise ConfigurationError(f"A {scheme}:// URL has a port or host that cannot be read.") from None
@@ -334,9 +336,17 @@ def _refuse_misplaced(parts: SplitResult, local: bool = False) -> None:
         )
 
 
-def _sentinels(parts: SplitResult) -> tuple[tuple[str, int], ...]:
-    """The sentinels that a URL names with commas between them. Raises ValueError for what is no host and port."""
-    names = parts.netloc.rpartition("@")[2].split(",")
+def _hosts(text: str) -> tuple[list[str], str]:
+    """The hosts that a URL names with commas between them, and the URL with the first one alone."""
+    scheme, _, rest = text.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    credentials, at, hosts = authority.rpartition("@")
+    names = hosts.split(",")
+    return names, f"{scheme}://{credentials}{at}{names[0]}{rest[len(authority) :]}"
+
+
+def _sentinels(names: list[str]) -> tuple[tuple[str, int], ...]:
+    """The sentinels by host and port. Raises ValueError for what is no host and port."""
     found = [urlsplit(f"//{name}") for name in names]
     if len(found) > 1 and not all(one.hostname for one in found):
         raise ValueError("a host without a name")
