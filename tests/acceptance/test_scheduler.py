@@ -200,37 +200,40 @@ def goes_on(scheduler: Process, name: str) -> None:
     wait_until(lambda: sent(scheduler, name) >= before + 2, 15, f"{name} goes on")
 
 
-@pytest.mark.parametrize("broken", ["no JSON", "no schedule", "no such cron", "no hash"])
-def test_an_entry_that_cannot_be_read_stops_nobody(quick: Project, broken: str) -> None:
-    """One that the code declares begins anew, another one goes, and all others go on."""
-    two_tasks(quick)
+def test_entries_that_cannot_be_read_stop_nobody(quick: Project) -> None:
+    """What the code declares begins anew, another one goes, and all others go on."""
+    broken = ("text", "scheduleless", "bad", "hashless")
+    for name in (*broken, "others"):
+        quick.write(f"src/apps/{name}/tasks.py", PERIODIC.format(schedule="interval=1", name=name))
     scheduler = start(quick)
-    goes_on(scheduler, "ones")
-    key = schedule_keys(quick)["ones"]
+    goes_on(scheduler, "others")
+    keys = schedule_keys(quick)
 
     with client(quick) as redis:
-        definition = json.loads(redis.hget(key, "definition") or "")
+        [schedule] = redis.keys("*:beat::schedule")
+        definition = json.loads(redis.hget(keys["text"], "definition") or "")
         cron = {"__type__": "crontab", "minute": "99", "hour": "*", "day_of_week": "*", "day_of_month": "*",
                 "month_of_year": "*"}  # fmt: skip
-        with redis.pipeline() as both:
-            for broken_key in (key, key.replace("ones.tasks.ones", "ghost")):
-                if broken == "no hash":
-                    both.delete(broken_key)
-                    both.set(broken_key, "text")
-                else:
-                    text = {"no JSON": "{", "no schedule": json.dumps({**definition, "schedule": None}),
-                            "no such cron": json.dumps({**definition, "schedule": cron})}[broken]  # fmt: skip
-                    both.hset(broken_key, "definition", text)
-                both.zadd(redis.keys("*:beat::schedule")[0], {broken_key: 1})
-            both.execute()
+        texts = ("{", json.dumps({**definition, "schedule": None}), json.dumps({**definition, "schedule": cron}), None)
+        with redis.pipeline() as all_at_once:
+            for name, text in zip(broken, texts, strict=True):
+                for key in (keys[name], keys[name].replace(f"{name}.tasks.{name}", f"{name}.ghost")):
+                    if text is None:
+                        all_at_once.delete(key)
+                        all_at_once.set(key, "text")
+                    else:
+                        all_at_once.hset(key, "definition", text)
+                    all_at_once.zadd(schedule, {key: 1})
+            all_at_once.execute()
 
-    scheduler.wait_for(f"ERROR {key} is no entry that can be read (")
-    scheduler.wait_for("is dropped")
-    for name in ("others", "ones"):
+    for name in broken:
+        scheduler.wait_for(f"ERROR {keys[name]} is no entry that can be read (")
+    for name in (*broken, "others"):
         goes_on(scheduler, name)
-    assert scheduler.popen.poll() is None
-    assert scheduler.text().count("is no entry that can be read") == 2
+    said = scheduler.text()
+    assert (said.count("it begins anew"), said.count("it is dropped")) == (4, 4)
     assert "ghost" not in schedule_keys(quick)
+    assert scheduler.stop() == 0
 
 
 def test_a_leader_that_loses_its_lock_leads_again_or_stands_by(quick: Project) -> None:
