@@ -55,7 +55,7 @@ async def test_of_many_at_once_one_is_queued(tmp_path: Path) -> None:
     from src.apps.probe.tasks import alone
 
     file = tmp_path / "marks"
-    each = await asyncio.gather(*(alone.delay(str(file), 0.4) for _ in range(50)))
+    each = await asyncio.gather(*(alone.delay(str(file), 0.4, countdown=2) for _ in range(50)))
     many = await alone.delay_many([(str(file), 0.4), (str(file), 0.3), {"file": str(file), "seconds": 0.3}])
 
     assert sum(not result.deduplicated for result in each) == 1
