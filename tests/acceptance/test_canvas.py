@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,14 @@ print("src.apps.probe.tasks.add" in other.tasks, triple.apply(args=(2,)).get())
 def celery_config() -> dict[str, Any]:
     """For Celery's in-process fixtures: a broker in memory."""
     return {"broker_url": "memory://", "result_backend": "cache+memory://"}
+
+
+@pytest.fixture
+def celery_worker_parameters() -> Iterator[dict[str, Any]]:
+    """Celery's worker in this process silences its log for good; other tests want to read it."""
+    level = logging.root.level
+    yield {}
+    logging.root.setLevel(level)
 
 
 @core_transport
