@@ -126,10 +126,7 @@ def pause(name: str) -> str:
         OptionError: No entry of the schedule has this name.
         BrokerUnreachable: Redis does not answer.
     """
-    found = _find(name)
-    with _redis() as client:
-        client.sadd(f"{_prefix()}:paused", found)
-    return found
+    return _mark(name, paused=True)
 
 
 def resume(name: str) -> str:
@@ -139,10 +136,7 @@ def resume(name: str) -> str:
         OptionError: No entry of the schedule has this name.
         BrokerUnreachable: Redis does not answer.
     """
-    found = _find(name)
-    with _redis() as client:
-        client.srem(f"{_prefix()}:paused", found)
-    return found
+    return _mark(name, paused=False)
 
 
 def run_now(name: str) -> str:
@@ -187,6 +181,13 @@ def default_pidfile() -> Path:
 
 def _declared() -> list[PeriodicTask[Any, Any]]:
     return [task for task in celery_app.declared() if isinstance(task, PeriodicTask)]
+
+
+def _mark(name: str, paused: bool) -> str:
+    found = _find(name)
+    with _redis() as client:
+        (client.sadd if paused else client.srem)(f"{_prefix()}:paused", found)
+    return found
 
 
 def _find(name: str) -> str:
