@@ -29,10 +29,13 @@ REMEMBERED = 3600
 _SEND = (
     UNIQUE_LOCK
     + """
-local refused, there = {}, {}
-for number = 0, #KEYS / 4 - 1 do
-  local list, result, once, lock = unpack(KEYS, number * 4 + 1, number * 4 + 4)
-  local message, pending, holder, seconds = unpack(ARGV, number * 4 + 3, number * 4 + 6)
+local refused, there, guards = {}, {}, {}
+for at = #KEYS + 3, #ARGV, 5 do guards[tonumber(ARGV[at])] = at end
+for number = 0, #KEYS / 2 - 1 do
+  local list, result = KEYS[number * 2 + 1], KEYS[number * 2 + 2]
+  local message, pending = ARGV[number * 2 + 3], ARGV[number * 2 + 4]
+  local once, lock, holder, seconds = '', ''
+  if guards[number] then once, lock, holder, seconds = unpack(ARGV, guards[number] + 1, guards[number] + 4) end
   local other = lock ~= '' and taken(lock, result, holder)
   if other then
     there[#there + 1] = number
@@ -201,13 +204,16 @@ class Sender:
 
     async def _trip(self, wire: Wire, parcels: list[_Parcel]) -> list[Any]:
         keys: list[str] = []
+        guards: list[str | int] = []  # for few messages: their number, and what keeps them from being sent twice
         words: list[str | int] = [self._expires, REMEMBERED]
         for parcel in parcels:
             for message in parcel.messages:
-                keys += (message.queue, message.result, message.once, message.lock)
-                words += (message.text, message.pending, message.holder, message.lock_seconds)
+                if message.once or message.lock:
+                    guards += (len(keys) // 2, message.once, message.lock, message.holder, message.lock_seconds)
+                keys += (message.queue, message.result)
+                words += (message.text, message.pending)
         self._answer = asyncio.get_running_loop().create_future()
-        wire.write(("EVAL", _SEND, len(keys), *keys, *words))
+        wire.write(("EVAL", _SEND, len(keys), *keys, *words, *guards))
         await asyncio.wait((self._answer, wire.lost), return_when=asyncio.FIRST_COMPLETED)
         if wire.lost.done():
             wire.lost.result()
