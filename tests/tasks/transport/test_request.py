@@ -6,6 +6,7 @@ import pytest
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 from kombu.simple import SimpleQueue
+from pydantic import SecretStr
 
 from core.config import Settings, configure
 from core.tasks import celery_app, task
@@ -19,8 +20,14 @@ def messages() -> Any:
         yield SimpleQueue(connection, Queue("t", Exchange(""), routing_key="t"))
 
 
+class Unreachable(Settings):
+    """No development server is started."""
+
+    redis_url: SecretStr | None = SecretStr("redis://127.0.0.1:1")
+
+
 def limits(messages: Any, timeout: float | None, **sent: Any) -> Any:
-    configure(Settings)
+    configure(Unreachable)
 
     @task(name="t.limited", timeout=timeout)
     async def limited() -> None: ...
