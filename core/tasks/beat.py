@@ -211,11 +211,13 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def _send_due(self) -> float:
         paused = get_redis(self.app).smembers(f"{self.app.redbeat_conf.key_prefix}:paused")
-        waits = [self.max_interval]
+        waits, began = [self.max_interval], time.monotonic()
         for entry in self.schedule.values():
             is_due, wait = entry.is_due()
             if is_due and not self._send(entry, entry.name in paused):
-                return SOON
+                wait = SOON  # the others are not to wait for it
+                if time.monotonic() - began > self.max_interval / 2:
+                    return SOON  # the broker is away, and the lock has to be renewed
             waits.append(wait)
         return float(min(waits))
 

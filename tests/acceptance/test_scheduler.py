@@ -236,6 +236,20 @@ def test_entries_that_cannot_be_read_stop_nobody(quick: Project) -> None:
     assert scheduler.stop() == 0
 
 
+def test_an_entry_that_no_broker_takes_holds_up_no_other(quick: Project) -> None:
+    for name, schedule in {"ones": "interval=1, queue='refused'", "others": "interval=1"}.items():
+        quick.write(f"src/apps/{name}/tasks.py", PERIODIC.format(schedule=schedule, name=name))
+    with client(quick) as redis:
+        redis.set("refused", "no list")
+    scheduler = start(quick)
+
+    scheduler.wait_for("It is tried again.")
+    goes_on(scheduler, "others")
+    with client(quick) as redis:
+        redis.delete("refused")
+        wait_until(lambda: redis.llen("refused") >= 2, 10, "it is sent when it can be")
+
+
 def test_a_leader_that_loses_its_lock_leads_again_or_stands_by(quick: Project) -> None:
     scheduler = start(quick)
     scheduler.wait_for("Sending due task")
@@ -244,7 +258,7 @@ def test_a_leader_that_loses_its_lock_leads_again_or_stands_by(quick: Project) -
         redis.delete(lock)
         wait_until(lambda: scheduler.text().count("Acquired lock") == 2, 10, "it leads again")
 
-        redis.set(lock, "of somebody else", px=3000)
+        redis.set(lock, "of somebody else", px=6000)
         scheduler.wait_for("another scheduler leads now")
         before = scheduler.text().count("Sending due task")
         assert redis.get(lock) == "of somebody else"
