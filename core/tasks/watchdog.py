@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import dropwhile
 from types import FrameType
@@ -31,6 +30,7 @@ class _Watchdog:
     def __init__(self, loop: asyncio.AbstractEventLoop, slow: float) -> None:
         self.loop, self._slow = loop, slow
         self._every = max(slow / 4, 0.05)
+        self._asked = 0.0, 0.0
         self._turned = threading.Event()
         self._turned.set()
         #: Seconds that the last sign took, or that the next one is waited for; and the longest that one has taken.
@@ -42,15 +42,16 @@ class _Watchdog:
         threading.Thread(target=self._run, name="core-tasks-watchdog", daemon=True).start()
 
     def _run(self) -> None:
+        self._passed()
         while not self.loop.is_closed():
-            self._tick(self._passes(time.sleep) - self._every)
+            time.sleep(self._every)
+            self._tick(self._passed() - self._every)
 
-    def _passes(self, wait: Callable[[float], object]) -> float:
-        """Wait, and return how many seconds that took, without those for which the process was stopped."""
-        now, spent = time.monotonic(), time.process_time()
-        wait(self._every)
+    def _passed(self) -> float:
+        """Seconds since this was asked last, without those for which the process was stopped."""
+        (now, spent), self._asked = self._asked, (time.monotonic(), time.process_time())
         # A process that was stopped has spent nothing. One in which C code let no other thread run has.
-        return min(time.monotonic() - now, max(self._every * 2, time.process_time() - spent))
+        return min(self._asked[0] - now, max(self._every * 2, self._asked[1] - spent))
 
     def _tick(self, late: float) -> None:
         """Ask for a sign, and wait for it.
@@ -60,12 +61,16 @@ class _Watchdog:
         """
         self.lag, due, said = late, self._slow, ""
         self._turned.clear()
+        if late >= due and not self._waits():  # code that let no thread run; to ask is to let the loop go on
+            due, said = late + self._slow, self._tell("")
         with suppress(RuntimeError):  # closed at this moment
             self.loop.call_soon_threadsafe(self._turned.set)
+        self.lag += self._passed()
         while not self._turned.is_set() and not self.loop.is_closed():
             if self.lag >= due:
                 due, said = self.lag + self._slow, self._tell(said)
-            self.lag += self._passes(self._turned.wait)
+            self._turned.wait(self._every)
+            self.lag += self._passed()
         self.longest = max(self.longest, self.lag)
         if said:
             logger.warning("%s: the loop went on after %.1f s", said, self.lag)
@@ -83,6 +88,10 @@ class _Watchdog:
         """For how many seconds the loop has not turned, and the id of the call that keeps it, if one does."""
         call = None if self._turned.is_set() else self._sits()[1]
         return (0.0 if self._turned.is_set() else self.lag), call
+
+    def _waits(self) -> bool:
+        """Whether the loop has nothing to do."""
+        return _module(sys._current_frames()[self._thread]) == "selectors"
 
     def _sits(self) -> tuple[str, str | None, list[tuple[FrameType, int]]]:
         """Who runs on the loop as the log names it, the id of its call if it is one, and its part of the stack."""
