@@ -67,6 +67,7 @@ SecondsOrZero = Annotated[float, BeforeValidator(_number), AfterValidator(_finit
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 CountOrZero = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 QueueName = Annotated[str, AfterValidator(_queue)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -105,9 +106,8 @@ class Settings(BaseSettings):
     task_queues: Annotated[tuple[QueueName, ...], NoDecode, BeforeValidator(_listed)] = Field(
         default=(), description="Queues beside the default one and those that tasks name, as a list or `a,b`."
     )
-    task_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
-        default=(),
-        description="Modules with tasks beside `src/apps/*/tasks.py` and `src/tasks.py`, as a list or `a,b`.",
+    task_modules: Names = Field(
+        default=(), description="Modules with tasks beside `src/apps/*/tasks.py` and `src/tasks.py`: a list or `a,b`."
     )
     task_default_max_retries: CountOrZero = Field(
         default=3, description="Retries after the first attempt: 3 means up to 4 attempts, 0 never retries."
@@ -142,6 +142,18 @@ class Settings(BaseSettings):
         description="Which commands of `celery control` a worker follows: `full` is all, `safe` refuses those that "
         "stop or slow it, `off` is none, so that a running call cannot be cancelled either. Unset it is `full`, and in "
         "production `safe`.",
+    )
+    task_signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        default=(),
+        description="Secrets of 32 characters or more, as a list or `new,old`. The first signs what this process "
+        "sends; workers set aside what none of them has signed. Empty signs nothing.",
+    )
+    task_accept_unsigned: bool = Field(
+        default=False, description="True while signing is rolled out: workers with keys also run what is not signed."
+    )
+    task_foreign_callbacks: Names = Field(
+        default=(),
+        description="Tasks of other projects that a call may name to follow it, as names or patterns like `billing.*`.",
     )
     task_slow_callback: Seconds = Field(
         default=1.0,
@@ -212,9 +224,18 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from None
         return value
 
+    @field_validator("task_signing_keys")
+    @classmethod
+    def _long_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(key.get_secret_value()) < 32 for key in value):
+            raise ValueError("a key has fewer than 32 characters; `openssl rand -hex 32` makes one")
+        return value
+
     @field_validator("celery")
     @classmethod
     def _json_only(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if capitals := [key for key in value if key != key.lower()]:
+            raise ValueError(f"{min(capitals)} is a name of Celery 3; write the one of today, in small letters")
         for key in ("accept_content", "result_accept_content"):
             if key in value and set(value[key] or ["json"]) - {"json", "application/json"}:
                 raise ValueError(f"{key} admits more than JSON, which lets whoever can write to Redis run code")
@@ -372,8 +393,8 @@ def _explained(error: ValidationError, settings_class: type[Settings]) -> Config
         missing = problem["type"] == "missing"
         set_there = name in os.environ or name.upper() in os.environ
         variable = f" (variable {name.upper()})" if missing or set_there else ""
-        # A field of the project's own may hold a secret, and so may a URL and Celery's own settings.
-        open_field = name in Settings.model_fields and name != "celery" and not name.endswith("_url")
+        # A field of the project's own may hold a secret, and so may a URL, a key and Celery's own settings.
+        open_field = name in Settings.model_fields and name != "celery" and not name.endswith(("_url", "_keys"))
         shown = f" = {problem['input']!r}" if open_field and not missing else ""
         lines.append(f"{settings_class.__name__}.{name}{shown}{variable}: {reason}")
     return ConfigurationError("The settings cannot be used.\n  " + "\n  ".join(lines))

@@ -48,6 +48,8 @@ def settings_page() -> str:
 def _kind(settings: Any, name: str, schema: dict[str, Any]) -> str:
     if name.endswith("_url"):
         return "a URL, kept secret"
+    if name.endswith("_keys"):
+        return "a list of text, kept secret"
     kind, *unset = [_words(option) for option in schema.get("anyOf", [schema])]
     return " or ".join([kind + _bound(settings.model_fields[name]), *unset])
 

@@ -137,7 +137,7 @@ class Project:
     def run(self, *command: str, cwd: Path | None = None, timeout: float = 60, **environment: str) -> Any:
         """Run a command to its end. `core` and `celery` are those of this environment."""
         return subprocess.run(
-            self._resolved(command), cwd=cwd or self.root, env=clean_environment(**self.environment, **environment),
+            self._resolved(command), cwd=cwd or self.root, env=clean_environment(**(self.environment | environment)),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
 
@@ -145,7 +145,7 @@ class Project:
         """Start a command in the background; it is stopped with the project."""
         output = Path(tempfile.mkstemp(prefix="out-", dir=self.root.parent)[1])
         process = Process(
-            self._resolved(command), self.root, output, clean_environment(**self.environment, **environment)
+            self._resolved(command), self.root, output, clean_environment(**(self.environment | environment))
         )
         self._processes.append(process)
         return process

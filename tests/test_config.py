@@ -120,6 +120,10 @@ def test_zero_is_taken_where_it_means_something(field: str) -> None:
         ("celery", {"result_accept_content": ["yaml"]}),
         ("celery", {"task_serializer": "pickle"}),
         ("celery", {"result_serializer": "pickle"}),
+        ("celery", {"CELERY_ACCEPT_CONTENT": ["pickle"]}),  # Celery still takes the names of old, and prefers them
+        ("task_signing_keys", "short"),
+        ("task_signing_keys", ["k" * 32, ""]),
+        ("task_accept_unsigned", "perhaps"),
     ],
 )
 def test_a_value_that_a_field_cannot_mean_is_refused(field: str, value: object) -> None:
@@ -134,6 +138,7 @@ def test_a_value_that_a_field_cannot_mean_is_refused(field: str, value: object) 
         ("task_queues", '["a", "b"]', ("a", "b")),
         ("task_queues", "", ()),
         ("task_modules", ["x.y"], ("x.y",)),
+        ("task_foreign_callbacks", "a.b, shop.*", ("a.b", "shop.*")),
         ("task_default_timeout", None, None),
         ("task_worker_concurrency", None, None),
         ("task_timezone", "Europe/Berlin", "Europe/Berlin"),

@@ -8,7 +8,7 @@ worker. A value that would not come back as it was is refused in the caller, by 
 import contextlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from core.errors import ArgumentsError, ResultUnavailable, TaskDefinitionError
@@ -19,12 +19,18 @@ Bound = tuple[tuple[Any, ...], dict[str, Any]]
 _PLAIN = frozenset({str, int, bool, type(None)})
 
 
+#: Stands where a value is not shown.
+MASK = "********"
+
+
 class Arguments:
     """The parameters of one task's function, and its return type."""
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, sensitive: tuple[str, ...] = ()) -> None:
         self._function = function
         self.name = name
+        #: Parameters whose values are not for people to read.
+        self.sensitive = sensitive
         self.signature = inspect.signature(function)
         self._parameters: Any = None
         self._returns: Any = None
@@ -120,6 +126,22 @@ class Arguments:
             ArgumentsError: They do not fit the signature: another version of the code, or another producer, sent them.
         """
         return self._validate(tuple(args), dict(kwargs))
+
+    def shown(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """A call's arguments as people may read them. What is no parameter's may be a sensitive one's."""
+        if not self.sensitive:
+            return args, kwargs
+        known = self.signature.parameters
+        rest = next((name for name, parameter in known.items() if parameter.kind is parameter.VAR_KEYWORD), "")
+
+        def of(owner: str, value: Any) -> Any:
+            return value if owner in known and owner not in self.sensitive else MASK
+
+        places = [name.strip("*").partition("[")[0] for name in self._names(tuple(args))]
+        return (
+            [of(place, value) for place, value in zip(places, args, strict=True)],
+            {name: of(name if name in known else rest, value) for name, value in kwargs.items()},
+        )
 
     def partial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Some of a call's arguments as JSON's own values, for a signature that a chain completes later."""

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 from core import config, embedded
 from core.broker_error import reason
 from core.errors import CoreError, NotRunning, PublishError, TasksDisabled
-from core.tasks import bridge, celery_app, publish, timetable
+from core.tasks import bridge, celery_app, publish, signing, timetable
 from core.tasks.definition import PeriodicTask
 from core.tasks.envelope import Call
 from core.tasks.pidfile import PidFile
@@ -101,6 +101,9 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
     """RedBeat's entry, which one that cannot be read does not keep from the others."""
 
     schedule: Any
+
+    def __repr__(self) -> str:
+        return f"<Entry: {self.name} {self.task} {self.schedule!r}>"  # its arguments may be sensitive
 
     @classmethod
     def from_key(cls, key: str, app: Any = None) -> Any:
@@ -232,6 +235,9 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         elif most is not None and entry.is_late(most):
             logger.warning("%s was due %.0f s ago, which is more than its max_lateness of %g s: skipped",
                            entry.name, late, most)  # fmt: skip
+        elif signing.is_on() and not self._is_declared(entry):
+            logger.error("%s is not sent: it is not as the code declares it, and what this scheduler sends is signed "
+                         "(task_signing_keys)", entry.name)  # fmt: skip
         else:
             logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
             try:
@@ -244,6 +250,17 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
             self._leader["late"] = round(max(late, 0.0), 3)
         self._advance(entry)
         return True
+
+    def _is_declared(self, entry: Any) -> bool:
+        """Whether an entry in Redis calls what the code says that it calls; when it does is the entry's own."""
+        declared = self.app.conf.beat_schedule.get(entry.name)
+        if declared is None:
+            return False
+        own = self.Entry(**declared, name=entry.name, app=self.app)
+        return all(
+            json.dumps(getattr(own, part) or None) == json.dumps(getattr(entry, part) or None)
+            for part in ("task", "args", "kwargs", "options")
+        )
 
     def _publish(self, entry: Any, task: Any, moment: datetime) -> None:
         # Its message expires when the next one is due, so that an outage leaves one run to do.

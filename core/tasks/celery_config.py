@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from core.config import Settings
+from core.errors import ConfigurationError
 from core.redis_url import BrokerURL, RedisURL
 
 #: Seconds after which what a lost worker held is put back where Celery's own transport took it. There, longer tasks
@@ -35,8 +36,13 @@ def generate(settings: Settings, broker: RedisURL | BrokerURL, results: RedisURL
         broker: Where the broker is.
         results: Where the results are, and the schedule where the broker is no Redis.
         project: The name that keeps this project's schedule apart from others in the same database.
+
+    Raises:
+        ConfigurationError: Two of them do not go together.
     """
     schedule = broker if isinstance(broker, RedisURL) else results
+    if settings.task_signing_keys and (settings.task_broker_transport != "core" or not isinstance(broker, RedisURL)):
+        raise ConfigurationError("task_signing_keys is for a broker that is Redis, with task_broker_transport core.")
     config: dict[str, Any] = {
         # Where things are. RedBeat gets its password beside the URL, since Celery's reports print the URL.
         "broker_url": broker.for_celery(),

@@ -35,6 +35,8 @@ _PURGE = PRELUDE + _lua("dead_purge.lua")
 # A result is taken away only if nothing newer has taken its place.
 _FORGET = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
 
+#: The header that says that a call's arguments are not for people to read.
+SENSITIVE = "core-sensitive"
 T = TypeVar("T")
 Kind = Literal["set-aside", "failed"]
 #: Where the times of each kind of call are.
@@ -62,10 +64,14 @@ class DeadCall:
         return {"id": self.id, "task": self.task, "queue": self.queue, "reason": self.reason, "at": self.at}
 
     def details(self) -> dict[str, Any]:
-        """All there is to say of it. What cannot be read of its message, headers or arguments, is None."""
+        """All there is to say of it. What cannot be read of its message, headers or arguments, is None, and so is what
+        is not to be shown of them: the headers have the others as text.
+        """
         headers, args, kwargs = _contents(self.message)
-        read = {"headers": headers, "args": args, "kwargs": kwargs}
-        return {**self.summary(), "kind": self.kind, **read, "message": self.message}
+        read = {"headers": headers, "args": args, "kwargs": kwargs, "message": self.message}
+        if headers and headers.get(SENSITIVE):
+            read |= {"args": None, "kwargs": None, "message": None}
+        return {**self.summary(), "kind": self.kind, **read}
 
 
 class Outcome(StrEnum):

@@ -68,6 +68,7 @@ def task(
     unique: bool = ...,
     unique_for: float | None = ...,
     unique_key: Callable[..., object] | tuple[str, ...] | str | None = ...,
+    sensitive: tuple[str, ...] | str = ...,
 ) -> _Decorator: ...
 def task(function: Any = None, /, *more: Any, **options: Any) -> Any:
     """Make a task of a function: `async def` first, a plain `def` as well.
@@ -89,6 +90,8 @@ def task(function: Any = None, /, *more: Any, **options: Any) -> Any:
             day has passed (`task_result_expires`).
         unique_key: What makes calls the same, in place of all arguments: parameters' names, or a function of the
             arguments that returns a key.
+        sensitive: Parameters whose values no log, event, stored result or list of dead calls shows. They are in
+            the message all the same, so that whoever can read Redis can read them.
 
     Raises:
         TaskDefinitionError: An option is unknown, a parameter has a reserved name, or it is the wrong kind of
@@ -112,6 +115,7 @@ def periodic_task(
     timeout: float | EllipsisType | None = ...,
     max_retries: int | None = ...,
     retry_delay: float | None = ...,
+    sensitive: tuple[str, ...] | str = ...,
 ) -> _PeriodicDecorator: ...
 @overload
 def periodic_task(
@@ -127,6 +131,7 @@ def periodic_task(
     timeout: float | EllipsisType | None = ...,
     max_retries: int | None = ...,
     retry_delay: float | None = ...,
+    sensitive: tuple[str, ...] | str = ...,
 ) -> _PeriodicDecorator: ...
 def periodic_task(function: Any = None, /, *more: Any, **options: Any) -> Any:
     """Make a task that the scheduler calls by itself. It can also be called and delayed like any task.
@@ -141,7 +146,7 @@ def periodic_task(function: Any = None, /, *more: Any, **options: Any) -> Any:
             None sends it whenever the scheduler is back, once however many times have passed.
         overlap: Whether a run may begin while the last one has not ended; False leaves it out. Needs Redis as the
             broker.
-        name, queue, timeout, max_retries, retry_delay: As for `@task`.
+        name, queue, timeout, max_retries, retry_delay, sensitive: As for `@task`.
 
     Raises:
         TaskDefinitionError: As for `@task`; also both or neither of *cron* and *interval*, or parameters that
@@ -199,7 +204,7 @@ def _build(decorator: str, function: Any, given: dict[str, Any], location: str) 
         )
     else:
         declared = (Task if asynchronous else SyncTask)(function, name, options, location)
-    _check_unique_key(declared)
+    _check_names(declared)
     resolved = declared.arguments.prepare()
     if isinstance(declared, PeriodicTask):
         _check_schedule_arguments(declared, declared.schedule, resolved)
@@ -266,11 +271,12 @@ def _schedule(function: Any, timing: dict[str, Any]) -> Schedule:
     )
 
 
-def _check_unique_key(declared: Task[Any, Any]) -> None:
-    key, known = declared.options_declared.unique_key, declared.arguments.signature.parameters
-    for name in key if isinstance(key, tuple) else ():
-        if name not in known:
-            raise OptionError(f"unique_key names {name!r}, and {declared.__name__} has no such parameter.")
+def _check_names(declared: Task[Any, Any]) -> None:
+    options, known = declared.options_declared, declared.arguments.signature.parameters
+    for option, names in (("unique_key", options.unique_key), ("sensitive", options.sensitive)):
+        for name in names if isinstance(names, tuple) else ():
+            if name not in known:
+                raise OptionError(f"{option} names {name!r}, and {declared.__name__} has no such parameter.")
 
 
 def _check_schedule_arguments(declared: Task[Any, Any], planned: Schedule, resolved: bool) -> None:

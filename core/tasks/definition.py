@@ -45,7 +45,7 @@ class Task(Generic[P, R_co]):
         self.location = location
         #: The import that declared it; a reload is another one.
         self.imported_by = function.__globals__.get("__spec__")
-        self.arguments = Arguments(function, name.rpartition(".")[2])
+        self.arguments = Arguments(function, name.rpartition(".")[2], options.sensitive)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} ({self.location})>"

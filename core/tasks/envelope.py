@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from core.tasks import celery_app, celery_config
+from core.tasks import celery_app, celery_config, signing
 from core.tasks.context import CurrentTask
 
 #: The header that names a call's lock.
@@ -78,6 +78,8 @@ class Envelope:
         for mark in {"body", *_HEADERS.values(), *_PROPERTIES.values()}:
             text = text.replace(json.dumps(_MARK.format(mark)), f"%({mark})s")
         self._text = text
+        self._shown = celery_task.body.arguments.shown
+        self._is_signed = signing.is_on()
         kept = celery_config.is_one_database(app.conf) and app.backend.expires and not celery_task.ignore_result
         self._prefix = str(app.conf.broker_transport_options.get("global_keyprefix", ""))
         self._result = _text(app.backend.get_key_for_task("id")).removesuffix("id") if kept else ""
@@ -115,9 +117,12 @@ class Envelope:
         pending = _PENDING % json.dumps(call.id) if self._result else ""
         result = self._result and self._result + call.id
         once = call.once and self._prefix + call.once
+        if call.lock:
+            text = _with_header(text, UNIQUE, call.lock)
+        if self._is_signed:
+            text = _with_header(text, signing.SIGNATURE, signing.of_message(json.loads(text)))
         if not call.lock:
             return Message(self._queue, text, result, pending, once)
-        text = text.replace('"headers": {', f'"headers": {{"{UNIQUE}": {json.dumps(call.lock)}, ', 1)
         lock = self._prefix + call.lock
         return Message(self._queue, text, result, pending, once, lock, holder(call), call.lock_seconds)
 
@@ -126,6 +131,7 @@ class Envelope:
 
     def _fill(self, call: Call, body: str) -> str:
         call_id, caller = json.dumps(call.id), call.caller
+        args, kwargs = self._shown(call.args, call.kwargs)
         eta, expires, expiration = self._times(call.options) if call.options else ("null", "null", "")
         most_args, most_kwargs, levels = self._limits
         return self._text % {
@@ -136,8 +142,8 @@ class Envelope:
             "eta": eta,
             "expires": expires,
             "expiration": expiration,
-            "args": json.dumps(shown(call.args, most_args, levels)) if call.args else '"()"',
-            "kwargs": json.dumps(shown(call.kwargs, most_kwargs, levels)),
+            "args": json.dumps(as_text(args, most_args, levels)) if call.args else '"()"',
+            "kwargs": json.dumps(as_text(kwargs, most_kwargs, levels)),
             "tag": f'"{new_id()}"',
         }
 
@@ -154,6 +160,10 @@ class Envelope:
         elif expires is not None:
             left, expires = expires, add_seconds_to_datetime(now, expires)
         return _time(eta), _time(expires), f'"{int(left * 1000)}"'
+
+
+def _with_header(text: str, name: str, value: str) -> str:
+    return text.replace('"headers": {', f'"headers": {{"{name}": {json.dumps(value)}, ', 1)
 
 
 def holder(call: Call) -> str:
@@ -180,7 +190,8 @@ def envelope(celery_task: Any, call: Call) -> Envelope | None:
     queue, message = recorded
     try:
         made = Envelope(celery_task, queue, message)
-        filled = json.loads(made.message(replace(call, options=options)).text)
+        filled = json.loads(made.message(replace(call, options=options, lock="")).text)
+        filled["headers"].pop(signing.SIGNATURE, None)
         for words, name in (("headers", "expires"), ("properties", "expiration"), ("properties", "delivery_tag")):
             if name in message[words]:  # a moment, or random: different in any two messages
                 filled[words][name] = message[words][name]
@@ -193,7 +204,7 @@ def envelope(celery_task: Any, call: Call) -> Envelope | None:
 _PENDING = '{"status": "PENDING", "result": null, "traceback": null, "children": [], "date_done": null, "task_id": %s}'
 
 
-def shown(values: list[Any] | dict[str, Any], most: int | None, levels: int | None) -> str:
+def as_text(values: list[Any] | dict[str, Any], most: int | None, levels: int | None) -> str:
     """Arguments as text for people: what Celery's `saferepr` makes of them, and faster where they are plain."""
     if isinstance(values, dict):
         words = [f"{_plain(name)}: {_plain(value)}" for name, value in values.items()]

@@ -60,6 +60,7 @@ class TaskOptions:
     unique: bool = False
     unique_for: float | None = None
     unique_key: Callable[..., object] | tuple[str, ...] | None = None
+    sensitive: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("name", "queue"):
@@ -80,6 +81,10 @@ class TaskOptions:
         if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
             raise OptionError(f"retry_on={self.retry_on!r} is not a tuple of exception classes.")
         object.__setattr__(self, "retry_on", tuple(kinds))
+        hidden = (self.sensitive,) if isinstance(self.sensitive, str) else self.sensitive
+        if not isinstance(hidden, tuple | list) or not all(isinstance(name, str) for name in hidden):
+            raise OptionError(f"sensitive={hidden!r} is not a tuple of parameters' names.")
+        object.__setattr__(self, "sensitive", tuple(hidden))
         self._check_unique()
 
     def _check_unique(self) -> None:

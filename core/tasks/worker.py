@@ -291,6 +291,7 @@ def _choose_pool(sender: Any = None, **_: Any) -> None:
 def _quieten(**_: Any) -> None:
     """One line a finished call is ours; Celery's own three say the same with the arguments in them."""
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("celery.pool").setLevel(logging.INFO)  # it shows the arguments, sensitive ones as well
     trace = logging.getLogger("celery.app.trace")
     trace.setLevel(logging.WARNING)
     if not trace.filters:

@@ -256,7 +256,7 @@ def test_a_call_that_no_worker_knows_waits_for_one_that_does(
         "src/tasks.py", TASKS.format(timeout="None") + "\n\n@task\ndef fresh(file: str) -> None: note(file, 'ran')\n"
     )
     [id] = call(made, f"fresh.delay({str(tmp_path / 'marks')!r})")
-    old.wait_for(f"src.tasks.fresh[{id}] waits for a worker that knows its task")
+    old.wait_for(f"src.tasks.fresh[{id}] waits for another worker: no worker knows its task")
 
     made.worker("--pool", pool, "--concurrency", "1")
     wait_until(lambda: lines(tmp_path / "marks"), 20, "the new worker runs it")

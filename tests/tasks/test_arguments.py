@@ -417,3 +417,38 @@ def test_partial_arguments_are_json_without_being_complete() -> None:
     assert of(everything).partial((1,), {"c": ID}) == ([1], {"c": str(ID)})
     with pytest.raises(ArgumentsError, match="everything: argument 1 holds NaN"):
         of(everything).partial((float("nan"),), {})
+
+
+# What people may read
+
+
+def _f(a: int, b: str, /, c: str = "", *more: str, d: str = "", **rest: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("sensitive", "args", "kwargs", "shown"),
+    [
+        ((), (1, "b"), {"d": "d"}, ([1, "b"], {"d": "d"})),
+        (("b",), (1, "b", "c"), {"d": "d", "x": "y"}, ([1, "*", "c"], {"d": "d", "x": "y"})),
+        (("c",), (1, "b"), {"c": "c"}, ([1, "b"], {"c": "*"})),
+        (("more",), (1, "b", "c", "m", "m"), {}, ([1, "b", "c", "*", "*"], {})),
+        (("rest",), (1, "b"), {"d": "d", "x": "y"}, ([1, "b"], {"d": "d", "x": "*"})),
+        (("d", "a"), (1,), {"d": "d"}, (["*"], {"d": "*"})),
+    ],
+)
+def test_what_is_sensitive_is_masked(
+    sensitive: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], shown: Any
+) -> None:
+    masked_args, masked_kwargs = Arguments(_f, "f", sensitive).shown(args, kwargs)
+
+    assert [[*masked_args], masked_kwargs] == json.loads(json.dumps(shown).replace('"*"', '"********"'))
+
+
+def test_what_is_no_parameters_value_may_be_that_of_a_sensitive_one() -> None:
+    """A call of somebody else with one argument too many, or a name that is not quite right."""
+
+    def f(a: int, password: str) -> None: ...
+
+    assert Arguments(f, "f", ("password",)).shown((1, "p", "p"), {"pasword": "p"}) == (
+        [1, "********", "********"], {"pasword": "********"},
+    )  # fmt: skip

@@ -249,7 +249,7 @@ def test_every_call_option_is_reserved_and_every_task_option_has_one_place() -> 
     assert CALL_OPTIONS == ("countdown", "eta", "expires", "queue", "priority", "task_id")
     assert set(TaskOptions.__dataclass_fields__) == {
         "name", "queue", "max_retries", "retry_delay", "retry_on", "retry_backoff", "timeout", "ignore_result",
-        "priority", "unique", "unique_for", "unique_key",
+        "priority", "unique", "unique_for", "unique_key", "sensitive",
     }  # fmt: skip
 
 

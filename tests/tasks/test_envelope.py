@@ -21,7 +21,7 @@ from core import config
 from core.config import Settings, configure
 from core.tasks import CurrentTask, bridge, celery_app, periodic_task, publish, task
 from core.tasks.context import current_or_none, enter
-from core.tasks.envelope import Call, new_id, shown
+from core.tasks.envelope import Call, as_text, new_id
 
 NOW = datetime.now(UTC)
 
@@ -314,8 +314,8 @@ def test_arguments_are_shown_as_saferepr_shows_them() -> None:
         named = {random_values(dice, 0) if dice.random() < 0.2 else f"n{n}": v for n, v in enumerate(values)}
         most, levels = dice.choice([1024, 50, 3, None]), dice.choice([None, 1, 3])
 
-        assert shown(values, most, levels) == saferepr(values, most, maxlevels=levels)
-        assert shown(named, most, levels) == saferepr(named, most, maxlevels=levels)
+        assert as_text(values, most, levels) == saferepr(values, most, maxlevels=levels)
+        assert as_text(named, most, levels) == saferepr(named, most, maxlevels=levels)
 
 
 def test_an_id_is_a_random_uuid() -> None:

@@ -107,7 +107,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
     ) -> Any:
         # What Celery's does, without a search through the configuration and a time zone made anew for each result.
         if encode or not format_date or not request or getattr(request, "stamps", None):
-            return super()._get_result_meta(result, state, traceback, request, format_date, encode)
+            meta = super()._get_result_meta(result, state, traceback, request, format_date, encode)
+            return meta | self._arguments(request) if "args" in meta else meta
         meta = {
             "status": state,
             "result": result,
@@ -122,13 +123,19 @@ class Backend(RedisBackend):  # type: ignore[misc]
         if self._extended:
             meta |= {
                 "name": request.task,
-                "args": request.args,
-                "kwargs": request.kwargs,
+                **self._arguments(request),
                 "worker": request.hostname,
                 "retries": request.retries,
                 "queue": request.delivery_info.get("routing_key") if request.delivery_info else None,
             }
         return meta
+
+    def _arguments(self, request: Any) -> dict[str, Any]:
+        body = getattr(self.app.tasks.get(request.task), "body", None)
+        if body is None or not body.arguments.sensitive:
+            return {"args": request.args, "kwargs": request.kwargs}
+        args, kwargs = body.arguments.shown(request.args or (), request.kwargs or {})
+        return {"args": args, "kwargs": kwargs}
 
     def on_chord_part_return(self, *args: Any, **options: Any) -> Any:
         """Count a finished call of a chord."""

@@ -14,11 +14,12 @@ from celery.worker.consumer import Consumer as Stock
 from redis.exceptions import RedisError
 
 from core.errors import TaskFailed
-from core.tasks.transport import held
+from core.tasks import signing
+from core.tasks.transport import callbacks, held
 from core.tasks.transport.channel import OURS
 from core.tasks.transport.held import Held, Holder
 from core.tasks.transport.lease import Lease
-from core.tasks.transport.message import names
+from core.tasks.transport.message import Unreadable, names, read
 from core.tasks.transport.speak import Speaker
 
 logger = logging.getLogger("core.tasks")
@@ -129,7 +130,10 @@ class Consumer(Stock):  # type: ignore[misc]
         self._put_aside(message, "dead", "the message names no task")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """A call that cannot be one."""
+        """A call that cannot be one, or is followed by one that this worker does not know."""
+        if isinstance(exc, callbacks.Unknown):
+            self._put_aside(message, "later", str(exc))
+            return
         self._put_aside(message, "dead", f"it cannot be read: {exc}")
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
@@ -148,6 +152,10 @@ class Consumer(Stock):  # type: ignore[misc]
         payload = json.loads(raw)
         queue = payload["properties"]["delivery_info"].get("routing_key", "")
         call = Held("", queue, names(raw), payload)
+        try:
+            call.signed = signing.is_signed(read(raw))
+        except Unreadable:
+            call.signed = False
         self.holder.set_aside(call, held.LOST)  # type: ignore[union-attr]
 
     def _tell(self, call: Held, reason: str) -> None:
@@ -157,7 +165,10 @@ class Consumer(Stock):  # type: ignore[misc]
         task = self.app.tasks.get(call.headers.get("task"))
         ignored = call.headers.get("ignore_result") or (task is not None and task.ignore_result)
         error = TaskFailed("SetAside", reason)
-        self.app.backend.mark_as_failure(call.headers["id"], error, request=_context(call), store_result=not ignored)
+        context = _context(call)
+        if call.signed is False or (call.signed is None and callbacks.unknown(context, self.app)):
+            context = None  # it does not say who is to be called
+        self.app.backend.mark_as_failure(call.headers["id"], error, request=context, store_result=not ignored)
         if self.event_dispatcher and self.hub is not None:
             self.hub.call_soon(self._announce, call.headers["id"], repr(error))
 

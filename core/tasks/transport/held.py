@@ -51,6 +51,8 @@ class Held:
     begun: bool = False
     #: Whether another attempt was sent, so that the call has not ended with this one.
     goes_on: bool = False
+    #: Whether it is signed; None where that is not asked for.
+    signed: bool | None = None
     #: How it ends, where that is known before it is acknowledged: a verdict and its reason.
     ending: tuple[str, str] | None = None
     #: The result that leaves together with its end: key, seconds to keep, text.
@@ -344,7 +346,7 @@ class Holder:
             elif word == b"gone" and end.verdict == "done" and end.call is not None:
                 aside.append((end.call, ""))
             elif word == b"first" and end.call is not None:
-                logger.warning("%s[%s] waits for a worker that knows its task", end.details["task"], end.details["id"])
+                logger.warning("%s[%s] waits for another worker: %s", *map(end.details.get, ("task", "id", "reason")))
         return aside
 
     def set_aside(self, call: Held, reason: str) -> None:

@@ -10,9 +10,15 @@ from celery import _state
 from celery.app.amqp import AMQP as Stock
 from celery.app.routes import MapRoute
 from celery.backends.base import Backend
+from celery.utils.saferepr import saferepr
+from kombu.compression import compress
 from kombu.messaging import Producer
+from kombu.serialization import dumps
 from kombu.utils.objects import cached_property
 
+from core.tasks import signing
+from core.tasks.arguments import Arguments
+from core.tasks.dead import SENSITIVE
 from core.tasks.transport.backend import Backend as Ours
 
 
@@ -64,6 +70,29 @@ class Recorder(Producer):
         self.seen = self.channel.seen
 
 
+class Signing:
+    """A producer whose messages are signed."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(
+        self, body: Any, *, serializer: Any = None, compression: Any = None, headers: Any = None, **options: Any
+    ) -> Any:
+        """Send a message with its signature."""
+        kind, encoding, body = dumps(body, serializer)  # type: ignore[no-untyped-call]
+        headers = dict(headers or {})
+        if compression:
+            body, headers["compression"] = compress(body, compression)  # type: ignore[no-untyped-call]
+        raw = body if isinstance(body, bytes) else body.encode()
+        properties = {**options, "content_type": kind, "content_encoding": encoding}
+        headers[signing.SIGNATURE] = signing.signature(headers, raw, properties)
+        return self._producer.publish(body, headers=headers, **properties)
+
+
 class AMQP(Stock):  # type: ignore[misc]
     """Celery's making of messages."""
 
@@ -74,10 +103,32 @@ class AMQP(Stock):  # type: ignore[misc]
 
         def send_task_message(producer: Any, name: str, message: Any, *, queue: Any = None, **options: Any) -> Any:
             if not isinstance(producer, Recorder):
+                producer = Signing(producer) if signing.is_on() else producer
                 return send(producer, name, message, queue=queue, **options)
             return producer.record(self.app.conf, message, queue, options)
 
         return send_task_message
+
+    def as_task_v2(
+        self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        """A call's message, without what is sensitive among the texts that people read."""
+        body = getattr(self.app.tasks.get(name), "body", None)
+        if body is None or not body.arguments.sensitive:
+            return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
+        texts = self.shown(body.arguments, args or (), kwargs or {})
+        made = super().as_task_v2(task_id, name, args, kwargs, *more, **{**options, **texts})
+        made.headers[SENSITIVE] = True
+        return made
+
+    def shown(self, arguments: Arguments, args: Any, kwargs: Any) -> dict[str, str]:
+        """A call's arguments as the texts in its message that people read."""
+        levels = self.app.conf.task_repr_maxlevels
+        open_args, open_kwargs = arguments.shown(args, kwargs)
+        return {
+            "argsrepr": saferepr(type(args)(open_args), self.argsrepr_maxsize, maxlevels=levels),
+            "kwargsrepr": saferepr(open_kwargs, self.kwargsrepr_maxsize, maxlevels=levels),
+        }
 
     @contextmanager
     def as_current(self) -> Iterator[None]:

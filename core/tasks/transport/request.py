@@ -7,7 +7,7 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, Terminate
 from celery.worker import request, state
 
 from core.tasks import runner
-from core.tasks.transport import held
+from core.tasks.transport import callbacks, held
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -25,11 +25,34 @@ class Request(request.Request):  # type: ignore[misc]
         body, (hard, soft) = getattr(self.task, "body", None), self.time_limits
         if body and body.limit and hard and hard > self.task.time_limit:
             self.time_limits = self.task.time_limit, soft  # whoever sent it has no say in how long it may take
+        if body and body.arguments.sensitive:
+            self._hide(body)
         # Read already: the tracer need not do it again.
         self._body, self._content_type = self._payload, None
         embedded = self._payload[2]
         if not (embedded is None or isinstance(embedded, dict)):
             raise InvalidTaskError("what goes with the arguments (callbacks, chord) is not an object")
+        follows = embedded and any(embedded.get(key) for key in callbacks.KEYS)
+        if follows and not self._is_signed() and (name := callbacks.unknown(embedded, self.app)):
+            raise callbacks.Unknown(f"a call of {name} is to follow it, which is no task of this project "
+                                    "(task_foreign_callbacks)")  # fmt: skip
+
+    def _hide(self, body: Any) -> None:
+        """Whoever sent it may have shown what is sensitive. Events and logs of this worker do not."""
+        texts = self.app.amqp.shown(body.arguments, self.args, self.kwargs)
+        self._request_dict |= texts
+        self._argsrepr, self._kwargsrepr = texts["argsrepr"], texts["kwargsrepr"]
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What this worker says of the call to whoever inspects it."""
+        body = getattr(self.task, "body", None)
+        told: dict[str, Any] = super().info(safe=safe or bool(body and body.arguments.sensitive))
+        return told
+
+    def _is_signed(self) -> bool:
+        holder = held.current()
+        call = holder.calls.get(self.tag) if holder else None
+        return bool(call and call.signed)
 
     @property
     def tag(self) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 from celery.worker import state
 from redis.exceptions import ConnectionError, NoScriptError, RedisError
 
+from core.tasks import signing
+from core.tasks.envelope import UNIQUE
 from core.tasks.transport import message
 from core.tasks.transport.held import Held, Holder, Loan
 from core.tasks.transport.scripts import script
@@ -230,6 +232,9 @@ class Taker:
         try:
             payload = call.message = message.read(raw)
             call.headers = payload["headers"]
+            call.signed = signing.is_signed(payload)
+            if call.signed is False:
+                raise message.Unreadable("it is not signed as it is by any of the task_signing_keys")
             payload["properties"]["delivery_tag"] = tag
             if cancelled:
                 state.revoked.add(call.headers.get("id"))
@@ -239,6 +244,7 @@ class Taker:
             self._channel.connection._deliver(payload, queue)
         except message.Unreadable as error:
             call.headers = message.names(raw)
+            call.headers.pop(UNIQUE, None)  # it may not be its own
             self.holder.settle(tag, "dead", str(error))
         except KeyError as error:  # kombu counts it among the errors of a connection
             self.holder.settle(tag, "dead", f"a worker could not make a call of it (no {error})")
