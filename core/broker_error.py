@@ -35,7 +35,10 @@ def _of_redis(chain: list[BaseException], url: RedisURL) -> CoreError:
         text = str(link)
         if isinstance(link, _no_master()) and "AuthenticationError" in text:
             return ConfigurationError(f"The sentinels at {url} refuse the sentinel_password in REDIS_URL.")
-        if isinstance(link, AuthenticationError | NoPermissionError) or text.startswith(("NOAUTH", "WRONGPASS")):
+        if isinstance(link, NoPermissionError):
+            return ConfigurationError(f"Redis at {url} does not give the user in REDIS_URL the rights that are needed "
+                                      f"({reason(link)}). docs/security.md has them all.")  # fmt: skip
+        if isinstance(link, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
             return ConfigurationError(f"Redis at {url} refuses the user or password in REDIS_URL ({reason(link)}).")
         if isinstance(link, ResponseError) and "DB index" in text:
             return ConfigurationError(f"Redis at {url} has no such database. Lower the number at the end of REDIS_URL.")

@@ -1,7 +1,5 @@
 """The project's settings: one class to subclass, and the one instance that this process uses."""
 
-import json
-import math
 import os
 import sys
 import zoneinfo
@@ -9,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     SecretStr,
     TypeAdapter,
@@ -22,7 +18,6 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -30,44 +25,10 @@ from pydantic_settings import (
 
 from core import discovery
 from core.errors import ConfigurationError
+from core.field import Count, CountOrZero, Names, QueueName, QueueNames, Seconds, SecondsOrZero, Secrets
 from core.redis_url import BrokerURL, RedisURL, parse_broker
 
 S = TypeVar("S", bound="Settings")
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("True and False are not numbers")
-    return value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("the number must be finite")
-    return value
-
-
-def _queue(value: str) -> str:
-    if not value.strip() or value != value.strip():
-        raise ValueError("a queue has a name without spaces around it")
-    return value
-
-
-def _listed(value: Any) -> Any:
-    """`a,b` beside `["a", "b"]`: an environment variable is easier to write the first way."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return json.loads(value)
-    return [part.strip() for part in value.split(",") if part.strip()]
-
-
-Seconds = Annotated[float, BeforeValidator(_number), AfterValidator(_finite), Field(gt=0)]
-SecondsOrZero = Annotated[float, BeforeValidator(_number), AfterValidator(_finite), Field(ge=0)]
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-QueueName = Annotated[str, AfterValidator(_queue)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -103,7 +64,7 @@ class Settings(BaseSettings):
         default=True, description="False: `delay` raises TasksDisabled, and worker and scheduler refuse to start."
     )
     task_default_queue: QueueName = Field(default="default", description="The queue of tasks that name none.")
-    task_queues: Annotated[tuple[QueueName, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    task_queues: QueueNames = Field(
         default=(), description="Queues beside the default one and those that tasks name, as a list or `a,b`."
     )
     task_modules: Names = Field(
@@ -143,7 +104,7 @@ class Settings(BaseSettings):
         "stop or slow it, `off` is none, so that a running call cannot be cancelled either. Unset it is `full`, and in "
         "production `safe`.",
     )
-    task_signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    task_signing_keys: Secrets = Field(
         default=(),
         description="Secrets of 32 characters or more, as a list or `new,old`. The first signs what this process "
         "sends; workers set aside what none of them has signed. Empty signs nothing.",
@@ -266,6 +227,11 @@ class Settings(BaseSettings):
     def remote_control(self) -> Literal["full", "safe", "off"]:
         """`task_remote_control`, or what it is where that is unset."""
         return self.task_remote_control or ("safe" if self.environment == "production" else "full")
+
+    @property
+    def uses_core_transport(self) -> bool:
+        """Whether workers take their calls from Redis by our own transport, which alone knows how each ends."""
+        return self.task_broker_transport == "core" and not isinstance(self.broker_url, BrokerURL)
 
     @property
     def broker_url(self) -> RedisURL | BrokerURL | None:

@@ -11,7 +11,8 @@ import click
 import docs_reference
 import pytest
 from blocks import Block, Console, blocks, page_project
-from support import Process, Project, wait_until
+from redis import Redis
+from support import Process, Project, redis_server, wait_until
 
 import core.tasks
 from core import errors
@@ -49,6 +50,7 @@ class Reader:
         """Do what one block says."""
         kinds: dict[str, Callable[[Block], None]] = {
             "python": self._python, "bash": self._bash, "text": self._text, "toml": self._config, "ini": self._config,
+            "acl": self._rights,
         }  # fmt: skip
         assert block.language in kinds, f"{block}: nobody knows how to check {block.language!r}"
         kinds[block.language](block)
@@ -133,6 +135,11 @@ class Reader:
         for line in block.text.splitlines():
             if line and not line.startswith("#"):
                 assert line.partition("=")[0].lower() in Settings.model_fields, f"{block}: no setting {line}"
+
+    def _rights(self, block: Block) -> None:
+        with redis_server() as (url, _), Redis.from_url(url) as client:
+            for line in block.text.splitlines():
+                assert client.execute_command("ACL", "SETUSER", *line.split()[1:])
 
     def close(self) -> None:
         self.console.close()
@@ -243,6 +250,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         there = (page.parent / file).resolve() if file else page
         assert there.is_file(), f"{name(page)} links to {target}"
         assert not anchor or anchor in anchors(there), f"{name(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for path in re.findall(r"`(tests/[\w/.]+)`", page.read_text()):
+        assert (ROOT / path).exists(), f"{name(page)} names {path}"
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(core.__file__).parent
 # From the ground up. A module imports what is on a floor below its own; on its own floor, what is named here.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
-    ("core.discovery", "core.redis_url"),
+    ("core.discovery", "core.field", "core.redis_url"),
     ("core.broker_error", "core.config"),
     ("core.embedded",),
     ("core.tasks.bridge",),

@@ -41,7 +41,7 @@ def generate(settings: Settings, broker: RedisURL | BrokerURL, results: RedisURL
         ConfigurationError: Two of them do not go together.
     """
     schedule = broker if isinstance(broker, RedisURL) else results
-    if settings.task_signing_keys and (settings.task_broker_transport != "core" or not isinstance(broker, RedisURL)):
+    if settings.task_signing_keys and not settings.uses_core_transport:
         raise ConfigurationError("task_signing_keys is for a broker that is Redis, with task_broker_transport core.")
     config: dict[str, Any] = {
         # Where things are. RedBeat gets its password beside the URL, since Celery's reports print the URL.

@@ -25,7 +25,8 @@ class Finding:
     """One thing to change."""
 
     level: Literal["error", "warning"]
-    #: A word that names it: eviction, persistence, version, replica, shared, limits, password, tls, certificates.
+    #: A word that names it: eviction, persistence, version, replica, shared, limits, unique, password, tls or
+    #: certificates.
     name: str
     #: What is so, what may come of it, and what to do.
     text: str
@@ -86,24 +87,24 @@ def of_server(info: dict[str, Any], deploy: bool) -> Iterator[Finding]:
 
 
 def _of_neighbours(client: Any) -> Iterator[Finding]:
-    if config.get_settings().task_broker_transport == "core" and client.exists("unacked_index"):
+    if config.get_settings().uses_core_transport and client.exists("unacked_index"):
         yield Finding("warning", "shared", "Workers of plain Celery take calls from this database, too. What such a "
                       "worker holds runs again after its visibility timeout, also while it still runs: keep that "
                       "longer than the longest call and countdown, or give them a database of their own.")  # fmt: skip
 
 
 def _of_limits() -> Iterator[Finding]:
-    if config.get_settings().task_broker_transport == "core" and isinstance(embedded.broker_url(), RedisURL):
-        return  # leases are renewed for as long as a call runs
+    if config.get_settings().uses_core_transport:
+        return  # leases are renewed for as long as a call runs, and end with it
     celery_app.import_tasks()
+    declared = [task for task in celery_app.declared() if isinstance(task, Task)]
+    if names := [task.name for task in declared if task.options_declared.unique]:
+        yield Finding("error", "unique", f"Calls of {', '.join(names)} are refused, since they are unique or do not "
+                      "overlap: that needs Redis as the broker, with task_broker_transport core.")  # fmt: skip
     most = celery_app.get_app().conf.broker_transport_options.get("visibility_timeout")
     if most is None:
         return
-    names = []
-    for task in celery_app.declared():
-        if isinstance(task, Task) and ((limit := task.limit()) is None or limit.hard > float(most)):
-            names.append(task.name)
-    if names:
+    if names := [task.name for task in declared if (limit := task.limit()) is None or limit.hard > float(most)]:
         yield Finding("warning", "limits", f"Calls that run for longer than {most:g} s, the visibility timeout, run a "
                       f"second time meanwhile. Nothing ends these before: {', '.join(sorted(names))}. Give them a "
                       "timeout.")  # fmt: skip

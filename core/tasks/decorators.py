@@ -85,7 +85,8 @@ def task(function: Any = None, /, *more: Any, **options: Any) -> Any:
         ignore_result: Whether the result is thrown away; `get()` and `status()` then have nothing to read.
         priority: 0 (first) to 9 (last) within its queue.
         unique: Whether a call is not queued while one with the same arguments waits or runs: `delay` then returns the
-            handle to that one, with `deduplicated` set. Needs Redis as the broker.
+            handle to that one, with `deduplicated` set. Needs Redis as the broker,
+            with `task_broker_transport` core.
         unique_for: Seconds after which another one may be queued all the same; None is when the first has ended, or a
             day has passed (`task_result_expires`).
         unique_key: What makes calls the same, in place of all arguments: parameters' names, or a function of the
@@ -145,7 +146,7 @@ def periodic_task(function: Any = None, /, *more: Any, **options: Any) -> Any:
         max_lateness: Seconds; a run that the scheduler could not send for longer, as while it was down, is left out.
             None sends it whenever the scheduler is back, once however many times have passed.
         overlap: Whether a run may begin while the last one has not ended; False leaves it out. Needs Redis as the
-            broker.
+            broker, with `task_broker_transport` core.
         name, queue, timeout, max_retries, retry_delay, sensitive: As for `@task`.
 
     Raises:

@@ -145,11 +145,18 @@ class Task(Generic[P, R_co]):
     def lock(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, int]:
         """The lock of a call with these arguments, and the seconds after which it ends; ("", 0) for a task whose calls
         are not unique.
+
+        Raises:
+            OptionError: The broker cannot keep it, or `unique_key` returned what has no form in JSON.
         """
-        options = self.options_declared
+        options, settings = self.options_declared, config.get_settings()
         if not options.unique:
             return "", 0
-        seconds = options.unique_for or config.get_settings().task_result_expires
+        if not settings.uses_core_transport:
+            raise OptionError(
+                f"{self.name} is unique: that needs Redis as the broker, with task_broker_transport core."
+            )
+        seconds = options.unique_for or settings.task_result_expires
         return lock_name(self.name, self.arguments, options.unique_key, args, kwargs), math.ceil(seconds)
 
     async def delay_many(self, calls: Iterable[CallArguments]) -> list[TaskResult[R_co]]:

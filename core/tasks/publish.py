@@ -16,7 +16,6 @@ from core.errors import (
     BrokerUnreachable,
     ConfigurationError,
     CoreError,
-    OptionError,
     PublishError,
     TasksDisabled,
 )
@@ -228,11 +227,7 @@ class _Guard:
         self.options = {"headers": {UNIQUE: call.lock}} if call.lock else {}
 
     def enter(self) -> str | None:
-        """The id of the call in whose favour this one is not sent; None where it is.
-
-        Raises:
-            OptionError: Only one call of its kind is to be, and the broker is no Redis.
-        """
+        """The id of the call in whose favour this one is not sent; None where it is."""
         if not (self._call.once or self._call.lock):
             return None
         words = [holder(self._call), self._call.lock_seconds, REMEMBERED]
@@ -246,27 +241,24 @@ class _Guard:
 
     def _run(self, script: str, *words: Any) -> Any:
         url = embedded.broker_url()
-        if not isinstance(url, RedisURL):
-            if self._call.lock:
-                raise OptionError(f"{self._call.task.name} is unique, which needs Redis as the broker.")
-            url = embedded.result_url()
-        with url.client() as client:
-            return client.eval(script, len(self._keys), *self._keys, *words)
+        with (url if isinstance(url, RedisURL) else embedded.result_url()).client() as client:
+            return client.eval(script, 0, *self._keys, *words)  # one that is empty is no key that anybody may touch
 
 
 _ENTER = """
-local lock, once, result = unpack(KEYS)
-local other = lock ~= '' and taken(lock, result, ARGV[1])
+local lock, once, result, holder = unpack(ARGV)
+local other = lock ~= '' and taken(lock, result, holder)
 if other then return other end
-if once ~= '' and not redis.call('SET', once, '1', 'NX', 'EX', ARGV[3]) then
-  return string.match(ARGV[1], '^[^\\n]*')
+if once ~= '' and not redis.call('SET', once, '1', 'NX', 'EX', ARGV[6]) then
+  return string.match(holder, '^[^\\n]*')
 end
-if lock ~= '' then redis.call('SET', lock, ARGV[1], 'EX', ARGV[2]) end
+if lock ~= '' then redis.call('SET', lock, holder, 'EX', ARGV[5]) end
 return false
 """
 _LEAVE = """
-if KEYS[2] ~= '' then redis.call('DEL', KEYS[2]) end
-if KEYS[1] ~= '' and redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+local lock, once, result, holder = unpack(ARGV)
+if once ~= '' then redis.call('DEL', once) end
+if lock ~= '' and redis.call('GET', lock) == holder then redis.call('DEL', lock) end
 """
 
 

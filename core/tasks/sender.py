@@ -36,6 +36,7 @@ for number = 0, #KEYS / 2 - 1 do
   local message, pending = ARGV[number * 2 + 3], ARGV[number * 2 + 4]
   local once, lock, holder, seconds = '', ''
   if guards[number] then once, lock, holder, seconds = unpack(ARGV, guards[number] + 1, guards[number] + 4) end
+  if pending == '' then result = '' end
   local other = lock ~= '' and taken(lock, result, holder)
   if other then
     there[#there + 1] = number
@@ -210,7 +211,7 @@ class Sender:
             for message in parcel.messages:
                 if message.once or message.lock:
                     guards += (len(keys) // 2, message.once, message.lock, message.holder, message.lock_seconds)
-                keys += (message.queue, message.result)
+                keys += (message.queue, message.result or message.queue)  # no user may touch an empty key
                 words += (message.text, message.pending)
         self._answer = asyncio.get_running_loop().create_future()
         wire.write(("EVAL", _SEND, len(keys), *keys, *words, *guards))

