@@ -169,6 +169,8 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
         self._token = uuid4().hex
         self._me = {"host": socket.gethostname(), "pid": os.getpid()}
         self._leader: dict[str, Any] = {}
+        #: Entries whose run no broker took, which was said once.
+        self._refused: set[str] = set()
         super().__init__(app, **options)
         self.lock_key = None  # RedBeat's own waiting for it would block, and end with the first error
         lock, prefix = app.redbeat_conf.lock_key, app.redbeat_conf.key_prefix
@@ -239,14 +241,18 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
             logger.error("%s is not sent: it is not as the code declares it, and what this scheduler sends is signed "
                          "(task_signing_keys)", entry.name)  # fmt: skip
         else:
-            logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+            again = entry.name in self._refused
+            logger.log(logging.DEBUG if again else logging.INFO, "Scheduler: Sending due task %s (%s)",
+                       entry.name, entry.task)  # fmt: skip
             try:
                 self._publish(entry, task, moment)
             except PublishError as error:
-                logger.warning("%s It is tried again.", error)
+                logger.log(logging.DEBUG if again else logging.WARNING, "%s It is tried again.", error)
+                self._refused.add(entry.name)
                 return False
             except Exception:
                 logger.exception("this run of %s is left out", entry.name)
+            self._refused.discard(entry.name)
             self._leader["late"] = round(max(late, 0.0), 3)
         self._advance(entry)
         return True

@@ -149,9 +149,10 @@ class Task(Generic[P, R_co]):
         Raises:
             OptionError: The broker cannot keep it, or `unique_key` returned what has no form in JSON.
         """
-        options, settings = self.options_declared, config.get_settings()
+        options = self.options_declared
         if not options.unique:
             return "", 0
+        settings = config.get_settings()
         if not settings.uses_core_transport:
             raise OptionError(
                 f"{self.name} is unique: that needs Redis as the broker, with task_broker_transport core."

@@ -248,6 +248,7 @@ def test_an_entry_that_no_broker_takes_holds_up_no_other(quick: Project) -> None
     with client(quick) as redis:
         redis.delete("refused")
         wait_until(lambda: redis.llen("refused") >= 2, 10, "it is sent when it can be")
+    assert scheduler.text().count("It is tried again.") == 1
 
 
 def test_a_leader_that_loses_its_lock_leads_again_or_stands_by(quick: Project) -> None:
