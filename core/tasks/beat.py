@@ -114,6 +114,8 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
         """
         try:
             entry = super().from_key(key, app=app)
+            if entry.last_run_at is not None:
+                entry.last_run_at = entry.last_run_at.astimezone(UTC)
             entry.is_due()
             return entry
         except ResponseError as error:
@@ -132,6 +134,19 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
         if declared is None:
             raise KeyError(key) from cause
         return cls(**declared, name=name, app=app).save()
+
+    def default_now(self) -> datetime:
+        """Now, in UTC: RedBeat stores no more than date and time, which come twice where summer time ends."""
+        now: datetime = super().default_now()
+        return now.astimezone(UTC)
+
+    _default_now = default_now
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When it is due next, None for never. RedBeat adds what is left from now on to the last run."""
+        left = self.schedule.remaining_estimate(self.last_run_at) if self.last_run_at else timedelta()
+        return None if left is None else self.default_now() + max(left, timedelta())
 
     def moment(self) -> datetime:
         """When the run that is due was due first; every scheduler that asks gets the same answer."""

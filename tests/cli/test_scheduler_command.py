@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from redbeat.decoder import RedBeatJSONEncoder
+from redis import Redis
 from support import Process, Project, project
 
 SETTINGS = "from core.config import Settings\n\n\nclass AppSettings(Settings): ...\n"
@@ -76,6 +79,27 @@ def test_list_names_every_entry_with_its_next_time(running: tuple[Project, Proce
     hourly = entries["src.apps.tokens.tasks.cleanup_expired_tokens"]
     assert (hourly["schedule"], hourly["queue"], hourly["enabled"]) == ("cron 0 * * * *", "default", True)
     assert hourly["next_run"].endswith(":00:00+00:00")
+
+
+def test_a_restart_changes_no_time_of_the_list(fresh: Project) -> None:
+    """An hourly run that is due in half an hour is due then, and not when the scheduler starts."""
+    fresh.write(
+        "src/apps/hours/tasks.py",
+        "from core.tasks import periodic_task\n\n\n@periodic_task(interval=3600)\nasync def hours(): ...\n",
+    )
+    scheduler = fresh.start("core", "scheduler", "start")
+    scheduler.wait_for("Sending due task")
+    assert scheduler.stop() == 0
+    half_an_hour_ago = datetime.now(UTC) - timedelta(minutes=30)
+    with Redis(unix_socket_path=str(fresh.root / ".core/broker.sock"), decode_responses=True) as client:
+        [key] = client.keys("*:beat:src.apps.hours.tasks.hours")
+        client.hset(key, "meta", json.dumps({"last_run_at": half_an_hour_ago}, cls=RedBeatJSONEncoder))
+
+    fresh.start("core", "scheduler", "start").wait_for("Sending due task")
+    entries = {entry["name"]: entry for entry in json.loads(fresh.run("core", "scheduler", "list", "--json").stdout)}
+
+    due_in = datetime.fromisoformat(entries["src.apps.hours.tasks.hours"]["next_run"]) - datetime.now(UTC)
+    assert timedelta(minutes=29) < due_in <= timedelta(minutes=30)
 
 
 def test_without_a_scheduler_list_shows_what_the_code_declares(fresh: Project) -> None:
