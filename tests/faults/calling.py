@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from faults.callers import Answer
-from faults.rows import Finding, row
+from faults.rows import ONCE, Finding, row
 from faults.world import World
 
 PASSWORD = "s3cret-word"
@@ -19,7 +19,7 @@ BAD_VALUES = {
 }
 
 
-@row(26, "an argument that JSON cannot carry, or that is too large", pools=("prefork",))
+@row(26, "an argument that JSON cannot carry, or that is too large", pools=ONCE)
 def bad_arguments(world: World) -> str:
     caller = world.caller()
     silent, vague = [], []
@@ -35,7 +35,7 @@ def bad_arguments(world: World) -> str:
     return "an error that names the argument; nothing is sent"
 
 
-@row(27, "a queue that nobody serves, in a call", pools=("prefork",), alone=True)
+@row(27, "a queue that nobody serves, in a call", pools=ONCE, alone=True)
 def queue_typo(world: World) -> str:
     world.call("mark")
     said = world.attempt("mark", queue="defualt")
@@ -47,7 +47,7 @@ def queue_typo(world: World) -> str:
 
 
 @row(28, "Redis refuses, freezes, cannot be reached, or only the results' Redis is away, in a call",
-     pools=("prefork",), alone=True)  # fmt: skip
+     pools=ONCE, alone=True)  # fmt: skip
 def redis_away_in_a_call(world: World) -> str:
     where = world.server.where
     found = []

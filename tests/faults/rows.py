@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from faults.world import World
 
 POOLS = ("prefork", "threads", "asyncio")
+#: For a row in which no worker has a part, or whose pool makes no difference: it is played once.
+ONCE = POOLS[:1]
 KINDS = ("ours", "stock")
 #: Celery may take 5 s to notice that a pool process died, and its visibility timeout is not to pass meanwhile.
 NOTICES = 15
@@ -78,9 +80,9 @@ def row(
 
 def all_rows() -> list[Row]:
     """Every row, by number."""
-    from faults import away, calling, killed, messages, poison, waiting
+    from faults import away, calling, killed, leading, messages, planned, poison, waiting
 
-    assert all((away, calling, killed, messages, poison, waiting))
+    assert all((away, calling, killed, leading, messages, planned, poison, waiting))
     return sorted(ROWS, key=lambda row: row.number)
 
 

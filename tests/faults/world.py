@@ -41,6 +41,8 @@ class Call:
 class Worker:
     """One worker process with its children."""
 
+    what = "worker"
+
     def __init__(self, process: Process) -> None:
         self.process = process
         #: Its end was asked for here.
@@ -70,6 +72,9 @@ class Worker:
 
     def freeze(self) -> None:
         os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
 
     def terminate(self) -> None:
         self.dismissed = True
@@ -141,7 +146,7 @@ class World:
         for worker in self.workers:
             code = worker.ended()
             if code is not None and not worker.dismissed and not self.supervised:
-                raise Finding(f"worker exits {code}" if code >= 0 else f"worker dies by signal {-code}")
+                raise Finding(f"{worker.what} {ending(code)}")
 
     def until(self, condition: Callable[[], Any], within: float, said: str) -> None:
         """Wait until *condition* is true; a Finding that says *said* when it is not in time."""
@@ -286,6 +291,11 @@ class World:
             with suppress(ProcessLookupError):
                 worker.kill()
         self.server.close()
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    return f"exits {code}" if code >= 0 else f"dies by signal {-code}"
 
 
 def until(condition: Callable[[], Any], within: float, said: str) -> None:

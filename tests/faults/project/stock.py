@@ -3,10 +3,13 @@
 The times are scaled down like those of the project beside it: one lease here is the visibility timeout there.
 """
 
+import json
 import os
 import time
+from typing import Any
 
 from celery import Celery, Task
+from celery.schedules import crontab
 from fall import fall
 from record import record
 
@@ -53,7 +56,12 @@ app.conf.update(
     redis_socket_connect_timeout=3,
     redis_socket_keepalive=True,
     redis_backend_health_check_interval=25,
+    redbeat_redis_url=os.environ["REDIS_URL"],
+    redbeat_redis_options={"retry_period": 30, "socket_timeout": 5, "socket_connect_timeout": 3},
+    redbeat_key_prefix="stock:beat:",
+    timezone=os.environ.get("TASK_TIMEZONE", "UTC"),
 )
+app.conf.update(json.loads(os.environ.get("CELERY", "{}")))  # as core.tasks reads it
 
 
 @app.task(name="faults.mark")
@@ -96,3 +104,22 @@ if "FAULTS_OLD_CODE" not in os.environ:
         record("begun", key)
         record("ended", key)
         return key
+
+
+def planned(name: str, when: float | str) -> dict[str, Any]:
+    """An entry of beat's schedule, whose message expires when the next one is due."""
+
+    @app.task(name=f"faults.{name}")
+    def run() -> None:
+        record("begun", name)
+        record("ended", name)
+
+    if isinstance(when, str):
+        minute, hour, day_of_month, month_of_year, day_of_week = when.split()
+        return {"task": run.name, "schedule": crontab(minute, hour, day_of_week, day_of_month, month_of_year)}
+    return {"task": run.name, "schedule": when, "options": {"expires": max(when, 10)}}
+
+
+app.conf.beat_schedule = {
+    f"faults.{name}": planned(name, when) for name, when in json.loads(os.environ.get("FAULTS_SCHEDULE", "{}")).items()
+}

@@ -1,6 +1,7 @@
 """The tasks that the fault suite calls, as a user of core.tasks writes them. stock.py has their twins."""
 
 import asyncio
+import json
 import os
 import time
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from fall import fall
 from record import record
 
-from core.tasks import task
+from core.tasks import periodic_task, task
 
 
 @task(name="faults.mark")
@@ -55,3 +56,17 @@ if "FAULTS_OLD_CODE" not in os.environ:
         record("begun", key)
         record("ended", key)
         return key
+
+
+def planned(name: str, when: float | str) -> None:
+    """A periodic task, as every row about the scheduler has its own: an interval in seconds, or cron text."""
+    timing: dict[str, Any] = {"cron": when} if isinstance(when, str) else {"interval": when}
+
+    @periodic_task(name=f"faults.{name}", **timing)
+    async def run() -> None:
+        record("begun", name)
+        record("ended", name)
+
+
+for name, when in json.loads(os.environ.get("FAULTS_SCHEDULE", "{}")).items():
+    planned(name, when)
