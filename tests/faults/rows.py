@@ -80,9 +80,9 @@ def row(
 
 def all_rows() -> list[Row]:
     """Every row, by number."""
-    from faults import away, calling, killed, leading, messages, planned, poison, waiting
+    from faults import away, calling, guarded, killed, leading, messages, planned, poison, waiting
 
-    assert all((away, calling, killed, leading, messages, planned, poison, waiting))
+    assert all((away, calling, guarded, killed, leading, messages, planned, poison, waiting))
     return sorted(ROWS, key=lambda row: row.number)
 
 

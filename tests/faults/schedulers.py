@@ -42,7 +42,13 @@ class Scheduler(Worker):
 
 
 def scheduler(
-    world: World, plan: Plan, *, pidfile: str = "", ready: str = "beat: Starting...", **environment: str
+    world: World,
+    plan: Plan,
+    *,
+    pidfile: str = "",
+    ready: str = "beat: Starting...",
+    loglevel: str = "info",
+    **environment: str,
 ) -> Scheduler:
     """Start a scheduler of these entries, and wait until it says that it is *ready*.
 
@@ -53,10 +59,10 @@ def scheduler(
     """
     pidfile = pidfile or f"scheduler-{len(world.workers)}.pid"
     if world.ours:
-        command = ["core", "scheduler", "start", "--pidfile", pidfile]
+        command = ["core", "scheduler", "start", "--loglevel", loglevel, "--pidfile", pidfile]
     else:
         command = ["celery", "-A", "stock", "--quiet", "beat", "--scheduler", "redbeat.RedBeatScheduler",
-                   "--loglevel", "DEBUG", "--pidfile", pidfile]  # fmt: skip
+                   "--loglevel", loglevel, "--pidfile", pidfile]  # fmt: skip
     made = Scheduler(world.project.start(*command, **{**of_plan(plan), **environment}))
     world.workers.append(made)
     if ready:
@@ -70,7 +76,7 @@ def scheduler(
 def standby(world: World, plan: Plan, **environment: str) -> Scheduler:
     """Start a scheduler beside one that leads, and wait until it has seen that it does."""
     if not world.ours:
-        return scheduler(world, plan, ready="beat: Acquiring lock...", **environment)
+        return scheduler(world, plan, ready="beat: Acquiring lock...", loglevel="debug", **environment)
     made = scheduler(world, plan, **environment)
     until(lambda: stands_by(world, made), 15, "does not stand by")
     return made

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 from support import valkey_binary, wait_until
@@ -52,6 +53,14 @@ class Server:
                 return False
 
         wait_until(ready, 20, "the suite's Redis answers")
+
+    def ask_for(self, password: str) -> str:
+        """Ask for a password from now on; the URL that has it."""
+        self.client.config_set("requirepass", password)
+        self.client.close()
+        self.client = redis.Redis(port=self.port, password=password, socket_timeout=10, decode_responses=False)
+        self.url = f"redis://:{quote(password, safe='')}@{self.where}/0"
+        return self.url
 
     def signal(self, number: int) -> None:
         assert self.process is not None

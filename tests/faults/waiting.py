@@ -1,4 +1,4 @@
-"""Rows 9, 10 and 30 to 32: calls that run long, wait long, or are many."""
+"""Rows 9, 10, 25 and 30 to 32: calls that run long, wait long, or are many."""
 
 import time
 
@@ -41,6 +41,23 @@ def countdown_longer_than_the_lease(world: World) -> str:
         raise Finding(f"runs {late:.1f} s late")
     world.nothing_left()
     return "each runs once, at its time"
+
+
+@row(25, "a call runs longer than its time limit of 1 s; another one has a header that allows it 999 s")
+def longer_than_allowed(world: World) -> str:
+    template = Template.of(world)
+    world.worker()
+    calls = [world.call("brief"), template.push(world, headers={"task": "faults.brief", "timelimit": [999, 999]})]
+    for call, which in zip(calls, ("an ordinary one", "the one with the header"), strict=True):
+        world.await_run(call)
+        world.until(lambda call=call: world.ledger.outcomes([call.id])[call.id], 10, f"{which} is not ended")
+    world.settle(calls)
+    if any(found != ["failure"] for found in world.ledger.outcomes([call.id for call in calls]).values()):
+        raise Finding("does not fail")
+    world.fine()
+    world.ran(calls)
+    world.nothing_left()
+    return "both are ended at the limit and have failed; no second run"
 
 
 @row(30, "a queue of 100,000 calls; the worker is stopped in the midst of it", alone=True)

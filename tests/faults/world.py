@@ -128,12 +128,13 @@ class World:
 
     # Workers
 
-    def worker(self, *, concurrency: int = 2, ready: bool = True, **environment: str) -> Worker:
+    def worker(self, *, concurrency: int = 2, ready: bool = True, loglevel: str = "info", **environment: str) -> Worker:
         """Start a worker, and wait until it takes calls unless told not to."""
         if self.ours:
-            command = ["core", "runworker", "--pool", self.pool, "--concurrency", str(concurrency)]
+            command = ["core", "runworker", "--pool", self.pool, "--loglevel", loglevel,
+                       "--concurrency", str(concurrency)]  # fmt: skip
         else:
-            command = ["celery", "-A", "stock", "--quiet", "worker", "--pool", self.pool, "--loglevel", "INFO",
+            command = ["celery", "-A", "stock", "--quiet", "worker", "--pool", self.pool, "--loglevel", loglevel,
                        "--concurrency", str(concurrency), "--hostname", f"w{len(self.workers)}@%h"]  # fmt: skip
         worker = Worker(self.project.start(*command, **environment))
         self.workers.append(worker)

@@ -84,6 +84,11 @@ def block(key: str, seconds: float) -> str:
     return nap(key, seconds)
 
 
+@app.task(name="faults.brief", time_limit=1)
+def brief(key: str) -> None:
+    nap(key, 60)
+
+
 @app.task(name="faults.poison", max_retries=3)
 def poison(key: str, how: str) -> None:
     record("begun", key)

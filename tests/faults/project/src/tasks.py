@@ -36,6 +36,11 @@ async def block(key: str, seconds: float) -> str:
     return key
 
 
+@task(name="faults.brief", timeout=1)
+async def brief(key: str) -> None:
+    await nap(key, 60)
+
+
 @task(name="faults.poison")
 async def poison(key: str, how: str) -> None:
     record("begun", key)
