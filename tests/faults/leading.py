@@ -17,6 +17,7 @@ from faults.schedulers import (
     definitions,
     entries,
     keys,
+    leading,
     scheduler,
     standby,
     takes_over,
@@ -120,18 +121,6 @@ def leader_is_lost(world: World) -> str:
     if found:
         raise Finding("; ".join(dict.fromkeys(found)))
     return "no scheduler ends, and each due time is sent once"
-
-
-def leading(world: World, sent: Sent, crew: list[Scheduler]) -> Scheduler:
-    """The scheduler that sends what is due."""
-    before = [each.sends() for each in crew]
-
-    def one() -> list[Scheduler]:
-        return [each for each, count in zip(crew, before, strict=True) if each.sends() > count]
-
-    sent.more("ticks")
-    until(one, 15 * world.patience, "none leads")
-    return one()[0]
 
 
 @row(37, "an entry of the schedule that is no JSON, and one with an impossible time", pools=ONCE)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from faults.churn import Figures
 from faults.rows import KINDS, Outcome, find
+from faults.schedulers import LOCK
 from faults.world import LEASE, RECOVERY
 
 TEMPLATE = Path(__file__).parent / "guarantees.md"
@@ -15,16 +16,21 @@ NAMES = {"ours": "`core.tasks`", "stock": "Celery"}
 
 def write(results: Mapping[int, Mapping[str, Outcome]], figures: Mapping[str, Figures]) -> None:
     """Write the page from the outcome of every row by kind, and from the figures by kind and pool."""
+    PAGE.write_text(text(results, figures))
+
+
+def text(results: Mapping[int, Mapping[str, Outcome]], figures: Mapping[str, Figures]) -> str:
+    """The page."""
     one = next(iter(figures.values()))
     values = {
         "lease": f"{LEASE}", "recovery": f"{RECOVERY}", "calls": f"{one.accepted:,}", "rate": f"{one.rate:g}",
         "kills": f"{one.kills}", "server_kills": f"{one.server_kills}", "calm": f"{len(one.calm)}",
-        "rows": rows(results), "figures": costs(figures),
+        "lock": f"{LOCK}", "rows": rows(results), "figures": costs(figures),
     }  # fmt: skip
-    text = TEMPLATE.read_text()
+    made = TEMPLATE.read_text()
     for name, value in values.items():
-        text = text.replace(f"{{{name}}}", value)
-    PAGE.write_text(text)
+        made = made.replace(f"{{{name}}}", value)
+    return made
 
 
 def rows(results: Mapping[int, Mapping[str, Outcome]]) -> str:

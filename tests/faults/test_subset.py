@@ -1,11 +1,20 @@
 """The faults that tell most in the shortest time; `make test-faults` plays all of them, on every pool."""
 
 import pytest
-from faults.rows import find
+from faults.rows import ONCE, find
 from faults.run import play
 
 #: Rows by number, each on one pool.
-ROWS = {2: "asyncio", 9: "prefork", 10: "asyncio", 11: "prefork", 13: "threads", 20: "asyncio"}
+ROWS = {
+    2: "asyncio",
+    9: "prefork",
+    10: "asyncio",
+    11: "prefork",
+    13: "threads",
+    20: "asyncio",
+    25: "threads",
+    41: ONCE[0],
+}
 
 
 @pytest.mark.parametrize(

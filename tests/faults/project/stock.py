@@ -114,10 +114,9 @@ if "FAULTS_OLD_CODE" not in os.environ:
 def planned(name: str, when: float | str) -> dict[str, Any]:
     """An entry of beat's schedule, whose message expires when the next one is due."""
 
-    @app.task(name=f"faults.{name}")
-    def run() -> None:
-        record("begun", name)
-        record("ended", name)
+    @app.task(name=f"faults.{name}", bind=True)
+    def run(self: Task) -> None:
+        mark(f"{name}/{self.request.id}")
 
     if isinstance(when, str):
         minute, hour, day_of_month, month_of_year, day_of_week = when.split()

@@ -9,7 +9,7 @@ from typing import Any
 from fall import fall
 from record import record
 
-from core.tasks import periodic_task, task
+from core.tasks import current, periodic_task, task
 
 
 @task(name="faults.mark")
@@ -69,8 +69,7 @@ def planned(name: str, when: float | str) -> None:
 
     @periodic_task(name=f"faults.{name}", **timing)
     async def run() -> None:
-        record("begun", name)
-        record("ended", name)
+        await mark(f"{name}/{current().id}")
 
 
 for name, when in json.loads(os.environ.get("FAULTS_SCHEDULE", "{}")).items():
