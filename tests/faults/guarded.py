@@ -45,7 +45,7 @@ def password_shown(world: World) -> str:
 
     def run(command: str) -> tuple[str, str]:
         ended = world.project.run(*command.format(dead=dead).split())
-        return command, ended.stdout + ended.stderr
+        return f"`{command}`", ended.stdout + ended.stderr
 
     with ThreadPoolExecutor(3) as threads:
         texts = dict(threads.map(run, every_command(world)))
@@ -56,13 +56,13 @@ def password_shown(world: World) -> str:
         texts[what] = f"{answer.error}\n{caller.errors()}"
     world.server.cut()
     world.fine(within=10)
-    texts |= {"the worker's log": worker.text(), "the scheduler's log": beat.text(), "ps": listed}
+    texts |= {"the worker's log": worker.text(), "the scheduler's log": beat.text(), "`ps`": listed}
     if empty := [what for what, text in texts.items() if not text.strip()]:
         raise AssertionError(f"nothing is said by {', '.join(empty)}")
     hits = [what for what, text in texts.items() if any(spelling in text for spelling in SPELLINGS)]
     if hits:
         raise Finding(f"shown by {', '.join(hits)}")
-    return f"shown by none of {len(texts)}"
+    return f"shown by none of {len(texts)} commands, logs and errors"
 
 
 def wrong_urls(url: str) -> dict[str, str]:
@@ -103,8 +103,9 @@ def certificate_unknown(world: World) -> str:
         for what, (process, ready) in processes.items():
             said = (ready, *REFUSED)
             until(lambda said=said, process=process: any(each in process.text() for each in said), 30, "says nothing")
-            accepted += [what] * (ready in process.text())
-            if world.ours and not process.wait(10):
+            if ready in process.text():
+                accepted.append(what)
+            elif world.ours and not process.wait(10):
                 raise Finding(f"{what} says so, with exit code 0")
             process.dismissed = True
     finally:
