@@ -4,8 +4,8 @@
     python tests/faults/failover.py --kind stock --kills 3 --default-kills 0
 
 Three entries are due every second, a worker runs them and 100 other calls a second, and one scheduler stands by. The
-one that leads is killed (`kill -9`) ten times with a lock of 4 s, and twice with the default one of 30 s, each time when
-it has just sent something and renewed its lock, which is the worst moment. It takes two to three minutes.
+one that leads is killed (`kill -9`) ten times with a lock of 4 s, and twice with the default one of 30 s, always when
+it has just sent something and renewed its lock, the worst moment. It takes two to three minutes.
 """
 
 import argparse

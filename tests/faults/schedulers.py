@@ -172,9 +172,9 @@ class Sent:
         headers = [json.loads(text)["headers"] for text in reversed(texts)]
         return [Run(each["task"].removeprefix(PREFIX), each["id"], now) for each in headers]
 
-    def runs(self, name: str, since: float = 0, until: float = float("inf")) -> list[Run]:
+    def runs(self, name: str, since: float = 0) -> list[Run]:
         """The runs of one entry, in their order."""
-        return [run for run in list(self._runs) if run.name == name and since < run.at < until]
+        return [run for run in list(self._runs) if run.name == name and run.at > since]
 
     def count(self, name: str) -> int:
         return len(self.runs(name))
@@ -194,10 +194,9 @@ class Sent:
             found += len(runs) - len(first) + too_many(sorted(first.values()), every)
         return found
 
-    def longest(self, name: str, since: float = 0, until: float = float("inf")) -> float:
+    def longest(self, name: str) -> float:
         """The longest time between two runs of an entry."""
-        runs = self.runs(name, since, until)
-        return max((later.at - run.at for run, later in pairwise(runs)), default=0.0)
+        return max((later.at - run.at for run, later in pairwise(self.runs(name))), default=0.0)
 
     def once(self) -> None:
         """A Finding when a due time was sent a second time."""
