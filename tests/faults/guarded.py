@@ -1,7 +1,9 @@
 """Rows 44 to 46: a password that is not to be seen, a certificate that nobody vouches for, rights that are few."""
 
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import quote
 
 import click
@@ -16,7 +18,8 @@ from tls_proxy import TLSProxy
 
 #: Characters that have to be written in another way inside a URL, JSON or a repr.
 PASSWORD = "s3cr3t/+@:#%'\"x"
-SPELLINGS = (PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD), "s3cr3t", "S3CR3T")
+SIGNING_KEY = "s1gning-k3y-of-at-least-32-letters"
+SPELLINGS = (PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD), "s3cr3t", "S3CR3T", "s1gning")
 #: Every command of ours with its options. {dead} is a call on the dead list.
 OURS = (
     "core -v config", "core -v config --json", "core -v check", "core -v check --deploy", "core -v check --json",
@@ -32,10 +35,10 @@ SERVICES = {"core runworker", "core scheduler start"}
 CELERYS = ("report", "inspect conf", "inspect report", "inspect stats", "status")
 
 
-@row(44, "Redis asks for a password: every command, worker and scheduler at debug level, `ps`, failures", pools=ONCE)
+@row(44, "a password and a signing key: every command, worker and scheduler at debug level, `ps`, failures", pools=ONCE)
 def password_shown(world: World) -> str:
     url = world.server.ask_for(PASSWORD)
-    world.project.environment |= {"REDIS_URL": url, **of_plan(TICKS)}
+    world.project.environment |= {"REDIS_URL": url, "TASK_SIGNING_KEYS": SIGNING_KEY, **of_plan(TICKS)}
     template = Template.of(world)
     worker = world.worker(loglevel="debug")
     beat = scheduler(world, TICKS, ready=LEADS, loglevel="debug")
@@ -117,16 +120,21 @@ def certificate_unknown(world: World) -> str:
 
 #: What is said where a certificate is refused; RedBeat tries again for 30 s before it gives the reason.
 REFUSED = ("certificate verify failed", "Retrying Redis connection")
-#: The rights of a user for core.tasks or Celery: its own keys, every channel, and nothing that concerns the server.
-KEYS = ("core-*", "default*", "unacked*", "_kombu.*", "celery-task-meta-*", "*:beat:*", "*.pidbox*", "celeryev*")
-RULES = (*(f"~{key}" for key in KEYS), "&*", "+@all", "-@dangerous", "-@admin", "+info")
+#: The page that says which rights a user of Redis needs, and the project's name in it.
+SECURITY, PROJECT = Path(__file__).parents[2] / "docs" / "security.md", "shop"
 USER = "app"
 
 
-@row(46, "a user of Redis with few rights (ACL): its own keys, no command that concerns the server")
+def rights(project: str) -> list[str]:
+    """The rules that the page on security gives, for the keys of this project."""
+    (line,) = re.findall(r"^user \w+ on >\S+ (.*)$", SECURITY.read_text(), re.MULTILINE)
+    return line.replace(f"~{PROJECT}:", f"~{project}:").split()
+
+
+@row(46, "a user of Redis who has the rights in [security](security.md), and no others")
 def few_rights(world: World) -> str:
     client = world.server.client
-    client.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{USER}-word", *RULES)
+    client.execute_command("ACL", "SETUSER", USER, "on", f">{USER}-word", *rights("core" if world.ours else "stock"))
     url = f"redis://{USER}:{USER}-word@{world.server.where}/0"
     world.project.environment |= {"REDIS_URL": url, **of_plan(TICKS)}
     world.worker()
