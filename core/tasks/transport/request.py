@@ -15,6 +15,7 @@ class Request(request.Request):  # type: ignore[misc]
 
     acknowledged: bool
     time_limits: Any
+    _app: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -39,7 +40,7 @@ class Request(request.Request):  # type: ignore[misc]
 
     def _hide(self, body: Any) -> None:
         """Whoever sent it may have shown what is sensitive. Events and logs of this worker do not."""
-        texts = self.app.amqp.shown(body.arguments, self.args, self.kwargs)
+        texts = self._app.amqp.shown(body.arguments, self.args, self.kwargs)
         self._request_dict |= texts
         self._argsrepr, self._kwargsrepr = texts["argsrepr"], texts["kwargsrepr"]
 
