@@ -56,7 +56,7 @@ check-install: ## Install without dev tools into an empty environment, and run t
 test-stock: .venv/dev ## The page and the acceptance tests over Celery's own Redis transport
 	@TEST_TRANSPORT=stock $(BIN)/python -m pytest tests/test_page.py tests/acceptance --numprocesses 4 --dist loadfile
 
-test-faults: .venv/dev ## Play every fault with ours and with plain Celery, and write docs/guarantees.md (20 minutes)
+test-faults: .venv/dev ## Play every fault with ours and with plain Celery, and write docs/guarantees.md (17 minutes)
 	@$(BIN)/python tests/faults/run.py
 
 test-chaos: .venv/dev ## Everything at once, at random, for MINUTES=5, as SEED=… chooses

@@ -1,7 +1,7 @@
 """What follows a call is a task that its worker knows, or one that the settings name: a message alone does not say."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -45,34 +45,38 @@ def world() -> Iterator[tuple[Project, Any]]:
         yield made, client
 
 
-def followed(made: Project, way: str, follow: str) -> str:
-    """Queue a call that *follow* is to follow; its id."""
+def followed(made: Project, *follow: str, ways: Sequence[str] = tuple(WAYS.values())) -> list[str]:
+    """Queue calls that *follow* is to follow, in each of the *ways*; their ids."""
+    sent = "".join(
+        f"follow = app.signature({name!r}, queue='elsewhere', immutable=True)\n{way}\n"
+        for name in follow
+        for way in ways
+    )
     done = made.python(
-        "from celery import chain, chord, group\nfrom core.celery import app\nfrom src.tasks import add, fails\n"
-        f"follow = app.signature({follow!r}, queue='elsewhere', immutable=True)\n{way}"
+        f"from celery import chain, chord, group\nfrom core.celery import app\nfrom src.tasks import add, fails\n{sent}"
     )
     assert done.returncode == 0, done.stderr
     with Redis.from_url(made.environment["REDIS_URL"]) as client:
-        return str(json.loads(client.lindex("default", 0))["headers"]["id"])
+        return [str(json.loads(message)["headers"]["id"]) for message in client.lrange("default", 0, -1)]
 
 
 def test_a_task_that_nobody_knows_does_not_follow(world: tuple[Project, Any], pool: str) -> None:
     made, client = world
-    ids = {name: followed(made, way, "billing.refund") for name, way in WAYS.items()}
+    ids = followed(made, "billing.refund")
     worker = made.worker("--pool", pool)
 
-    for name, id in ids.items():
+    assert len(ids) == len(WAYS)
+    for id in ids:
         worker.wait_for(f"{id}] waits for another worker: a call of billing.refund is to follow it")
-        wait_until(lambda id=id: client.hexists("core-dead-calls", id), 20, f"{name} is set aside")
+    wait_until(lambda: client.hlen("core-dead-calls") == len(ids), 20, "they are set aside")
     assert "success" not in worker.text()
     assert not client.exists("elsewhere")
 
 
 def test_a_task_of_the_project_or_of_the_settings_follows(world: tuple[Project, Any]) -> None:
     made, client = world
-    for way in WAYS.values():
-        followed(made, way, "billing.refund")
-    followed(made, WAYS["callback"], "src.tasks.add")
+    followed(made, "billing.refund")
+    followed(made, "src.tasks.add", ways=[WAYS["callback"]])
     made.worker(TASK_FOREIGN_CALLBACKS="shop.order,billing.*")
 
     wait_until(lambda: client.llen("elsewhere") == len(WAYS) + 1, 20, "all follow")
@@ -84,8 +88,7 @@ def test_a_task_of_the_project_or_of_the_settings_follows(world: tuple[Project, 
 def test_who_signs_may_name_any(world: tuple[Project, Any]) -> None:
     made, client = world
     made.environment["TASK_SIGNING_KEYS"] = "k" * 32
-    for way in WAYS.values():
-        followed(made, way, "billing.refund")
+    followed(made, "billing.refund")
     made.worker()
 
     wait_until(lambda: client.llen("elsewhere") == len(WAYS), 20, "all follow")
