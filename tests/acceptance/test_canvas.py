@@ -57,7 +57,7 @@ def canvas(example: Project, worker: Process) -> dict[str, Any]:
     """What became of every canvas of the script on this pool."""
     (example.root / "marks-of-canvas").unlink(missing_ok=True)
     done = example.python(SCRIPT)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"{done.stderr}\n{worker.text()[-5000:]}"
     return dict(json.loads(done.stdout))
 
 
