@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
     ("core.discovery", "core.field", "core.redis_url"),
     ("core.broker_error", "core.config"),
-    ("core.embedded",),
+    ("core.embedded", "core.reloader"),
     ("core.tasks.bridge",),
     (
         "core.tasks.schedule",

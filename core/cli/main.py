@@ -62,12 +62,16 @@ class Options:
             click.echo(f"settings: {project.settings} from {project.source} · project: {project.root}", err=True)
         return project
 
+    def environment(self) -> dict[str, str]:
+        """What says the same to another `core` command, as variables."""
+        return {"CORE_SETTINGS": self.settings} if self.settings else {}
+
 
 def main() -> None:
     """Run the `core` command."""
-    from core.cli import broker, check, configuration, dead, scheduler, worker
+    from core.cli import broker, check, configuration, dead, dev, init, scheduler, worker
 
-    for module in (worker, scheduler, dead, check, broker, configuration):
+    for module in (init, dev, worker, scheduler, dead, check, broker, configuration):
         cli.add_command(module.command)
     try:
         cli(prog_name="core")

@@ -57,6 +57,7 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     show_envvar=True,
     help="The least level that is logged, on stderr.",
 )
+@click.option("--reload", is_flag=True, show_envvar=True, help="Start again when the project's code changes.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def command(
@@ -66,6 +67,7 @@ def command(
     processes: int | None,
     pool: str | None,
     loglevel: str,
+    reload: bool,
     celery_options: tuple[str, ...],
 ) -> None:
     """Run a worker until it is stopped.
@@ -73,7 +75,12 @@ def command(
     The first Ctrl-C or SIGTERM lets running calls finish, a second one puts them back and quits.
     After `--` come options of `celery worker`, as in: core runworker -- --max-tasks-per-child 100
     """
-    options.load()
+    project = options.load()
+    if reload:
+        from core import reloader
+
+        words = [word for word in sys.argv if word != "--reload"]
+        sys.exit(reloader.run({"worker": words}, project.root, {"CORE_RUNWORKER_RELOAD": ""}, labels=False))
     from core.tasks import worker
 
     sys.exit(
