@@ -116,6 +116,16 @@ class Settings(BaseSettings):
         default=(),
         description="Tasks of other projects that a call may name to follow it, as names or patterns like `billing.*`.",
     )
+    task_log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="How worker and scheduler log on stderr: `json` is one object a line, with the task and its call's "
+        "id in those of a task.",
+    )
+    task_context_headers: Names = Field(
+        default=(),
+        description="Context variables whose text travels with calls, as `module:NAME`: a list or `a,b`. The worker "
+        "sets them around each call.",
+    )
     task_slow_callback: Seconds = Field(
         default=1.0,
         description="Seconds for which a body may block the event loop before the log names it, with the place in its "

@@ -28,9 +28,10 @@ from core.errors import CoreError, NotRunning, PublishError, TasksDisabled
 from core.tasks import bridge, celery_app, publish, signing, timetable
 from core.tasks.definition import PeriodicTask
 from core.tasks.envelope import Call
+from core.tasks.log import log_to_stderr
 from core.tasks.pidfile import PidFile
 from core.tasks.schedule import celery_schedule
-from core.tasks.worker import end_while_starting, log_to_stderr, prepared_app, wait_for_broker
+from core.tasks.worker import end_while_starting, prepared_app, wait_for_broker
 
 logger = logging.getLogger("core.tasks")
 

@@ -14,7 +14,7 @@ from core import config, discovery, embedded
 from core.broker_error import broker_error, refuse_what_is_no_server
 from core.errors import CoreError, UnknownQueue
 from core.redis_url import RedisURL
-from core.tasks import bridge, celery_config
+from core.tasks import bridge, celery_config, correlation
 
 
 class Declared(Protocol):
@@ -116,6 +116,7 @@ def _make() -> Any:
             return bridge.aside(super().send_task, *args, **options)
 
     settings, project = config.get_settings(), config.get_project()
+    correlation.check()
     generated = celery_config.generate(
         settings, embedded.broker_url(), embedded.result_url(), discovery.project_name(project.root)
     )

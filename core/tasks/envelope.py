@@ -6,11 +6,11 @@ import time
 from base64 import b64encode
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from core.tasks import celery_app, celery_config, signing
+from core.tasks import celery_app, celery_config, correlation, signing
 from core.tasks.context import CurrentTask
 
 #: The header that names a call's lock.
@@ -40,6 +40,8 @@ class Call:
     #: The lock that it takes where it is to be the only one of its kind, and the seconds after which that ends.
     lock: str = ""
     lock_seconds: int = 0
+    #: What travels with it, as it was where the call was made.
+    context: dict[str, str] = field(default_factory=correlation.values)
 
     def lineage(self) -> dict[str, str]:
         """What Celery is told of where the call comes from."""
@@ -134,7 +136,7 @@ class Envelope:
         args, kwargs = self._shown(call.args, call.kwargs)
         eta, expires, expiration = self._times(call.options) if call.options else ("null", "null", "")
         most_args, most_kwargs, levels = self._limits
-        return self._text % {
+        text = self._text % {
             "body": f'"{body}"',
             "id": call_id,
             "root": json.dumps(caller.root_id) if caller else call_id,
@@ -146,6 +148,7 @@ class Envelope:
             "kwargs": json.dumps(as_text(kwargs, most_kwargs, levels)),
             "tag": f'"{new_id()}"',
         }
+        return _with_header(text, correlation.HEADER, call.context) if call.context else text
 
     def _times(self, options: dict[str, Any]) -> tuple[str, str, str]:
         """The headers `eta` and `expires`, and the property `expiration`, as Celery counts them."""
@@ -162,7 +165,7 @@ class Envelope:
         return _time(eta), _time(expires), f'"{int(left * 1000)}"'
 
 
-def _with_header(text: str, name: str, value: str) -> str:
+def _with_header(text: str, name: str, value: Any) -> str:
     return text.replace('"headers": {', f'"headers": {{"{name}": {json.dumps(value)}, ', 1)
 
 
@@ -190,7 +193,7 @@ def envelope(celery_task: Any, call: Call) -> Envelope | None:
     queue, message = recorded
     try:
         made = Envelope(celery_task, queue, message)
-        filled = json.loads(made.message(replace(call, options=options, lock="")).text)
+        filled = json.loads(made.message(replace(call, options=options, lock="", context={})).text)
         filled["headers"].pop(signing.SIGNATURE, None)
         for words, name in (("headers", "expires"), ("properties", "expiration"), ("properties", "delivery_tag")):
             if name in message[words]:  # a moment, or random: different in any two messages

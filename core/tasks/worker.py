@@ -19,7 +19,19 @@ from typing import Any
 
 from core import config, discovery, embedded
 from core.errors import BrokerUnreachable, ConfigurationError, OptionError, TasksDisabled
-from core.tasks import bridge, celery_app, celery_config, checks, control, resources, stop, supervisor, watchdog
+from core.tasks import (
+    bridge,
+    celery_app,
+    celery_config,
+    checks,
+    control,
+    correlation,
+    log,
+    resources,
+    stop,
+    supervisor,
+    watchdog,
+)
 from core.tasks.definition import SyncPeriodicTask, SyncTask
 
 logger = logging.getLogger("core.tasks")
@@ -85,7 +97,7 @@ def run(
         celery_app.check_queue(queue)
     app = prepared_app()
     end_while_starting()
-    log_to_stderr(loglevel)
+    log.log_to_stderr(loglevel)
     if own := discovery.own_core(config.get_project().root):
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
     if not wait_for_broker():
@@ -170,16 +182,6 @@ def _celery_worker(app: Any, options: Sequence[str]) -> None:
     worker.main(args=list(options), prog_name="celery worker", standalone_mode=False, obj=context)
 
 
-def log_to_stderr(loglevel: str) -> None:
-    """Send log lines to stderr, unless the project has set up logging itself."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=loglevel.upper(),
-            format="%(asctime)s %(levelname)s %(message)s",
-        )
-
-
 def end_while_starting() -> None:
     """Until Celery's own handlers are in place, a signal to stop ends this process, and that is no failure."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -242,6 +244,9 @@ def _prepare(app: Any) -> None:
     signals.worker_process_shutdown.connect(_end_loop, weak=False)
     signals.worker_shutdown.connect(_end_loop, weak=False)
     signals.after_setup_logger.connect(_quieten, weak=False)
+    for set_up in (signals.after_setup_logger, signals.after_setup_task_logger):
+        set_up.connect(log.keep_format, weak=False)
+    correlation.follow()
 
 
 def _refuse(option: str, given: Any, why: str) -> None:

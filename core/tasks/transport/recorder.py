@@ -16,7 +16,7 @@ from kombu.messaging import Producer
 from kombu.serialization import dumps
 from kombu.utils.objects import cached_property
 
-from core.tasks import signing
+from core.tasks import correlation, signing
 from core.tasks.arguments import Arguments
 from core.tasks.dead import SENSITIVE
 from core.tasks.transport.backend import Backend as Ours
@@ -103,6 +103,8 @@ class AMQP(Stock):  # type: ignore[misc]
 
         def send_task_message(producer: Any, name: str, message: Any, *, queue: Any = None, **options: Any) -> Any:
             if not isinstance(producer, Recorder):
+                if context := correlation.values():
+                    message.headers.setdefault(correlation.HEADER, context)
                 producer = Signing(producer) if signing.is_on() else producer
                 return send(producer, name, message, queue=queue, **options)
             return producer.record(self.app.conf, message, queue, options)
