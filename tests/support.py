@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -208,15 +209,19 @@ def held(client: Any) -> list[bytes]:
     ]
 
 
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def redis_server(*options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A Redis of the test's own on a free loopback port: its URL and its process."""
-    import socket
-
     with temporary_directory("core-redis-") as directory:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         process = subprocess.Popen(
             [valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "", *options],
             cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -4,7 +4,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import click
@@ -12,7 +12,7 @@ import docs_reference
 import pytest
 from blocks import Block, Console, blocks, page_project
 from redis import Redis
-from support import Process, Project, redis_server, wait_until
+from support import Process, Project, free_port, redis_server, wait_until
 
 import core.tasks
 from core import errors
@@ -28,6 +28,8 @@ RUNNABLE = [page for page in WRITTEN if page.name != "design.md"]
 PROSE = [*WRITTEN, ROOT / "CHANGELOG.md"]
 
 LONG_RUNNING = {"core runworker": "serving ", "core scheduler start": "scheduling "}
+#: The port that the pages serve metrics on.
+PORT = "9808"
 #: Commands that are only checked here: they install, or run everything again, or stay for ever.
 CHECKED_ONLY = ("make", "pip")
 
@@ -45,6 +47,7 @@ class Reader:
         self._printed: list[str] = []
         self._running: dict[str, Process] = {}
         self._stale = False
+        self._port = free_port()
 
     def follow(self, block: Block) -> None:
         """Do what one block says."""
@@ -52,6 +55,7 @@ class Reader:
             "python": self._python, "bash": self._bash, "text": self._text, "toml": self._config, "ini": self._config,
             "acl": self._rights,
         }  # fmt: skip
+        block = replace(block, text=block.text.replace(PORT, str(self._port)))
         assert block.language in kinds, f"{block}: nobody knows how to check {block.language!r}"
         kinds[block.language](block)
 
@@ -149,7 +153,7 @@ class Reader:
 VARIES = {
     r"[0-9a-f]{8}-[0-9a-f-]{27}": "ID",
     r"(?<![\w.])/[\w./-]+": "PATH",
-    r"\d{4}-\d\d-\d\d[ T][\d:,]+(\+00:00)?": "TIME",
+    r"\d{4}-\d\d-\d\d[ T][\d:,.]+(\+00:00)?": "TIME",
     r"(· |on )[\w.-]+ \(pid": "HOST (pid",
     r"\bpid \d+": "PID",
     r"\b\d+\.\d{3} s\b": "SECONDS",

@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.supervisor",
         "core.tasks.celery_config",
         "core.tasks.dead",
+        "core.tasks.figures",
     ),
     (
         "core.tasks.cancellation",
@@ -48,9 +49,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.tasks.definition",),
     ("core.tasks.decorators",),
     ("core.tasks",),
-    ("core.tasks.checks", "core.tasks.control", "core.tasks.pool", "core.tasks.stop"),
+    (
+        "core.tasks.backlog",
+        "core.tasks.checks",
+        "core.tasks.control",
+        "core.tasks.pool",
+        "core.tasks.stop",
+        "core.tasks.timetable",
+    ),
+    ("core.tasks.metrics",),
     ("core.tasks.worker",),
-    ("core.tasks.timetable",),
     (
         "core.tasks.beat",
         "core.tasks.transport.callbacks",

@@ -58,6 +58,20 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     help="The least level that is logged, on stderr.",
 )
 @click.option("--reload", is_flag=True, show_envvar=True, help="Start again when the project's code changes.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    show_envvar=True,
+    metavar="N",
+    help="Serve metrics for Prometheus on this port; needs the extra `metrics`. Default: none.",
+)
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_envvar=True,
+    metavar="ADDRESS",
+    help="The address that they are served on. They name tasks and queues.",
+)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def command(
@@ -68,6 +82,8 @@ def command(
     pool: str | None,
     loglevel: str,
     reload: bool,
+    metrics_port: int | None,
+    metrics_host: str,
     celery_options: tuple[str, ...],
 ) -> None:
     """Run a worker until it is stopped.
@@ -90,6 +106,8 @@ def command(
             pool=pool,
             processes=processes,
             loglevel=loglevel.upper(),
+            metrics_port=metrics_port,
+            metrics_host=metrics_host,
             extra=celery_options,
         )
     )

@@ -20,7 +20,7 @@ UNIQUE = "core-unique"
 _MARK = "\0{}\0"
 _HEADERS = {"id": "id", "root_id": "root", "parent_id": "parent", "eta": "eta", "expires": "expires",
             "argsrepr": "args", "kwargsrepr": "kwargs"}  # fmt: skip
-_PROPERTIES = {"correlation_id": "id", "delivery_tag": "tag", "expiration": "expiration"}
+_PROPERTIES = {"correlation_id": "id", "delivery_tag": "tag", "expiration": "expiration", "timestamp": "sent"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,7 @@ class Envelope:
             "args": json.dumps(as_text(args, most_args, levels)) if call.args else '"()"',
             "kwargs": json.dumps(as_text(kwargs, most_kwargs, levels)),
             "tag": f'"{new_id()}"',
+            "sent": int(time.time()),
         }
         return _with_header(text, correlation.HEADER, call.context) if call.context else text
 
@@ -195,7 +196,8 @@ def envelope(celery_task: Any, call: Call) -> Envelope | None:
         made = Envelope(celery_task, queue, message)
         filled = json.loads(made.message(replace(call, options=options, lock="", context={})).text)
         filled["headers"].pop(signing.SIGNATURE, None)
-        for words, name in (("headers", "expires"), ("properties", "expiration"), ("properties", "delivery_tag")):
+        varies = ("headers", "expires"), *(("properties", name) for name in ("expiration", "delivery_tag", "timestamp"))
+        for words, name in varies:
             if name in message[words]:  # a moment, or random: different in any two messages
                 filled[words][name] = message[words][name]
     except (KeyError, ValueError, TypeError, IndexError):

@@ -19,6 +19,12 @@ ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 TELL_TOO_MUCH = ("celery", "kombu", "amqp")
 
 
+def begin() -> None:
+    """Have what is logged before logging is set up look the same."""
+    if _is_json() and logging.lastResort:
+        logging.lastResort.setFormatter(JsonFormatter())
+
+
 def log_to_stderr(loglevel: str) -> None:
     """Send log lines to stderr, unless the project has set up logging itself."""
     if not logging.getLogger().handlers:
@@ -77,9 +83,10 @@ def _running() -> tuple[str, str] | None:
     """Name and id of the task that runs here; Celery alone knows of one that is not ours, and of what is around one."""
     if here := current_or_none():
         return here.name, here.id
-    from celery import current_task
+    import celery
 
-    return (current_task.name, current_task.request.id) if current_task and current_task.request.id else None
+    running: Any = celery.current_task
+    return (running.name, running.request.id) if running and running.request.id else None
 
 
 def _plain(value: Any) -> Any:

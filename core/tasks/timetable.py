@@ -39,6 +39,11 @@ class Status:
     next_entry: str | None
     next_run: str | None
 
+    def overdue(self) -> float:
+        """For how many seconds the next run has been due; 0 where none is."""
+        due = datetime.fromisoformat(self.next_run) if self.next_run else None
+        return max((datetime.now(UTC) - due).total_seconds(), 0.0) if due else 0.0
+
     def words(self) -> list[str]:
         """What there is to know beside who leads, for people to read."""
         said = []

@@ -27,6 +27,7 @@ from core.tasks import (
     control,
     correlation,
     log,
+    metrics,
     resources,
     stop,
     supervisor,
@@ -53,6 +54,7 @@ def prepared_app() -> Any:
     Raises:
         ConfigurationError: The settings or a task module cannot be used, or there are no tasks.
     """
+    log.begin()
     celery_app.import_tasks()
     app = celery_app.get_app()
     if not getattr(app, "core_tasks_prepared", False):
@@ -68,6 +70,8 @@ def run(
     pool: str | None = None,
     processes: int | None = None,
     loglevel: str = "INFO",
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
     extra: Sequence[str] = (),
 ) -> int:
     """Run a worker in this process until it is stopped, and return its exit code.
@@ -78,11 +82,13 @@ def run(
         pool: `asyncio`, `prefork` or `threads`; None takes the setting.
         processes: How many the calls are spread over, on `asyncio`; None takes the setting, then the cores.
         loglevel: The least level that is logged.
+        metrics_port: Where Prometheus reads; None counts nothing.
+        metrics_host: The address of this host that it reads from.
         extra: More options, as `celery worker` takes them.
 
     Raises:
         TasksDisabled: `task_enabled` is False.
-        ConfigurationError: The project, the broker's URL or password cannot be used.
+        ConfigurationError: The project, the broker's URL or password, or the port of the metrics cannot be used.
         OptionError: *processes* is given for a pool that has none to choose.
         UnknownQueue: A queue that no task and no setting names.
     """
@@ -92,12 +98,15 @@ def run(
     pool = pool or settings.task_worker_pool
     if processes is not None and pool != "asyncio":
         raise OptionError(f"processes={processes} is for the asyncio pool; on {pool} it is concurrency that counts.")
+    log.begin()
     celery_app.import_tasks()
     for queue in queues:
         celery_app.check_queue(queue)
     app = prepared_app()
     end_while_starting()
     log.log_to_stderr(loglevel)
+    if metrics_port is not None:
+        metrics.listen(metrics_host, metrics_port)
     if own := discovery.own_core(config.get_project().root):
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
     if not wait_for_broker():
@@ -154,6 +163,7 @@ def _node(options: Sequence[str], concurrency: int | None, together: _Together |
     """
     app = celery_app.get_app()
     app.core_tasks_together = together
+    metrics.take_row(max(number - 1, 0))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # Two workers on one host are ordinary, and two nodes of one name answer for each other.
     parser.add_argument("-n", "--hostname", default=f"worker-{os.getpid()}@%h")
@@ -316,6 +326,7 @@ def _at_ready(sender: Any = None, **_: Any) -> None:
     only_plain = all(isinstance(task, SyncTask | SyncPeriodicTask) for task in celery_app.declared())
     if kind == "asyncio" or (kind == "threads" and not only_plain):
         watchdog.watch(bridge.loop(), config.get_settings().task_slow_callback)
+    metrics.serve()
     gc.collect()
     gc.freeze()  # what a worker is made of stays; each collection would look through it again
     if together and not together.is_complete():
@@ -341,6 +352,9 @@ def _in_child(**_: Any) -> None:
     bridge.accept_interrupts(lambda: bridge.submit(control.look_for_cancellations()))
     # In a thread, since the handler may have interrupted whoever holds a lock that this takes.
     signal.signal(bridge.PUT_BACK, lambda *_: threading.Thread(target=stop.quit_child, daemon=True).start())
+    from billiard.process import current_process
+
+    metrics.in_pool_process(getattr(current_process(), "index", 0))
     resources.enter_in_child()
 
 

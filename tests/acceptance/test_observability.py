@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
-from support import Process, Project, project, redis_server, wait_until
+from support import Process, Project, free_port, project, redis_server, wait_until
 
 SETTINGS = """
 import json
@@ -123,6 +124,11 @@ async def again() -> str | None:
 
 
 @task
+async def sleeps() -> None:
+    await asyncio.sleep(60)
+
+
+@task
 async def breaks() -> None:
     raise Broken("as it must")
 """
@@ -133,7 +139,7 @@ from asgi_correlation_id import correlation_id
 from celery import chain
 from opentelemetry import trace
 from core import config
-from src.tasks import again, breaks, by_celery, follows, here, parent
+from src.tasks import again, breaks, by_celery, follows, here, parent, sleeps
 
 config.get_settings()
 
@@ -152,10 +158,15 @@ async def main():
     told["parent"], told["again"] = await whole.get(timeout=30), await retried.get(timeout=30)
     told["here"], told["many"] = await one.get(timeout=30), await many[0].get(timeout=30)
     told["chained"] = await asyncio.to_thread(chained.get, 30)
-    try:
-        await failing.get(timeout=30)
-    except Exception as error:
-        told["error"] = str(error)
+    stopped = await sleeps.delay()
+    while await stopped.status() != "running":
+        await asyncio.sleep(0.02)
+    await stopped.cancel()
+    for name, call in (("error", failing), ("cancelled", stopped)):
+        try:
+            await call.get(timeout=30)
+        except Exception as error:
+            told[name] = str(error)
     correlation_id.set(None)
     told["unset"] = [await (await here.delay()).get(timeout=30) for _ in range(8)]
     print(json.dumps(told))
@@ -172,6 +183,8 @@ class Observed:
     worker: Process
     #: What the client has printed.
     told: dict[str, Any]
+    #: Where its metrics are.
+    port: int
 
     def seen(self, kind: str) -> list[dict[str, Any]]:
         """What was exported of one kind, by any process."""
@@ -189,10 +202,11 @@ def observed(pool: str) -> Iterator[Observed]:
         made.environment = {"REDIS_URL": url, "PYTHONPATH": "."}
         made.write("src/settings.py", SETTINGS)
         made.write("src/tasks.py", TASKS)
-        worker = made.worker("--pool", pool, "--concurrency", "4")
+        port = free_port()
+        worker = made.worker("--pool", pool, "--concurrency", "4", "--metrics-port", str(port))
         done = made.python(CLIENT)
         assert done.returncode == 0, f"{done.stderr}\n{worker.text()}"
-        yield Observed(made, worker, json.loads(done.stdout))
+        yield Observed(made, worker, json.loads(done.stdout), port)
         worker.stop()
 
 
@@ -267,6 +281,23 @@ def test_every_line_of_the_log_is_one_object_that_names_its_task(observed: Obser
     assert error["exception"].splitlines()[-1] == "src.tasks.Broken: as it must"
     (ready,) = (line for text, line in found.items() if text.startswith("serving "))
     assert set(ready) == {"time", "level", "logger", "message"}
+
+
+def test_each_outcome_is_counted_once_on_every_pool(observed: Observed) -> None:
+    """What has been cancelled while it ran, too, and what pool processes did."""
+
+    def counted() -> dict[str, int]:
+        with urlopen(f"http://127.0.0.1:{observed.port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        pattern = r'^core_tasks_finished_total\{.*outcome="(\w+)",task="src\.tasks\.(\w+)"\} ([1-9]\d*)\.0$'
+        found = re.findall(pattern, text, re.MULTILINE)
+        return {f"{name} {outcome}": int(count) for outcome, name, count in found}
+
+    expected = {
+        "again retried": 1, "again success": 1, "breaks failed": 1, "by_celery success": 1, "child success": 1,
+        "follows success": 1, "here success": 11, "parent success": 1, "sleeps cancelled": 1,
+    }  # fmt: skip
+    wait_until(lambda: counted() == expected, 20, f"{counted()} is {expected}")
 
 
 def test_the_scheduler_and_a_worker_of_celerys_own_command_log_in_the_same_way(fresh: Project) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -93,6 +94,7 @@ def compare(ours: tuple[str, dict[str, Any]], theirs: tuple[str, dict[str, Any]]
     assert ours[0] == theirs[0], "the list"
     for _, message in (ours, theirs):
         UUID(message["properties"].pop("delivery_tag"))
+        assert abs(message["properties"].pop("timestamp") - time.time()) < 60
         UUID(message["properties"].pop("reply_to"))  # the thread's own, which only Celery's RPC results read
     for name in times:
         words = "properties" if name == "expiration" else "headers"
