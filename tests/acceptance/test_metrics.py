@@ -28,7 +28,8 @@ async def quick() -> int:
 
 @task
 async def waits() -> None:
-    await asyncio.sleep(60)
+    while not os.path.exists("enough"):
+        await asyncio.sleep(0.02)
 
 
 @task(queue="later")
@@ -117,6 +118,16 @@ def test_calls_are_counted_over_all_processes(served: Served) -> None:
     assert "seconds_count[later]" not in found
     assert 0 <= found["loop_lag_seconds"] < 10
     assert not any("celery." in name for name in found)
+
+
+def test_what_runs_is_counted_in_the_process_that_answers_and_in_the_others(served: Served) -> None:
+    """Four calls at once are all that this worker has room for, two in each process."""
+    done = served.project.python("import asyncio; from src.tasks import waits; asyncio.run(waits.delay_many([()] * 4))")
+    assert done.returncode == 0, done.stderr
+
+    wait_until(lambda: scraped(served.port)["in_flight"] == 4, 20, "four calls run")
+    served.project.write("enough", "")
+    wait_until(lambda: scraped(served.port)["in_flight"] == 0, 20, "no call runs")
 
 
 @core_transport
