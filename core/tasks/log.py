@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
         }
         if running := _running():
             line["task"], line["task_id"] = running
-        line = {**correlation.shown(), **line}
+        line = {**line, **correlation.shown(), **line}
         if record.exc_info and record.exc_info[0]:
             line["exception"] = self.formatException(record.exc_info)
         elif record.exc_text:  # a pool process has sent it as text
@@ -74,7 +74,7 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             line["stack"] = record.stack_info
         if not record.name.startswith(TELL_TOO_MUCH):
-            for name in vars(record).keys() - ORDINARY:
+            for name in [name for name in vars(record) if name not in ORDINARY]:
                 line.setdefault(name, _plain(vars(record)[name]))
         return json.dumps(line)
 
