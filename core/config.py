@@ -3,6 +3,8 @@
 import os
 import sys
 import zoneinfo
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,7 +26,7 @@ from pydantic_settings import (
 )
 
 from core import discovery
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, SettingsNotFound
 from core.field import Count, CountOrZero, Names, QueueName, QueueNames, Seconds, SecondsOrZero, Secrets
 from core.redis_url import BrokerURL, RedisURL, parse_broker
 
@@ -304,6 +306,27 @@ def get_settings() -> Settings:
         load_project()
     assert _current.settings is not None
     return _current.settings
+
+
+@contextmanager
+def overridden(**fields: Any) -> Iterator[Settings]:
+    """Have other values in some fields of this process's settings for a while.
+
+    Where the project has no settings, they are those of `Settings` itself.
+
+    Raises:
+        ConfigurationError: The settings are there and cannot be used.
+    """
+    before = _current.project, _current.settings
+    try:
+        try:
+            settings = get_settings()
+        except SettingsNotFound:
+            settings = configure(Settings)
+        _current.settings = settings.model_copy(update=fields)
+        yield _current.settings
+    finally:
+        _current.project, _current.settings = before
 
 
 def get_project() -> discovery.Project:

@@ -31,10 +31,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.celery_config",
         "core.tasks.dead",
         "core.tasks.figures",
+        "core.tasks.stand_in",
     ),
     (
         "core.tasks.cancellation",
         "core.tasks.correlation",
+        "core.tasks.outcome",
         "core.tasks.resources",
         "core.tasks.signing",
         "core.tasks.unique",

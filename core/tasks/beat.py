@@ -30,7 +30,7 @@ from core.tasks.definition import PeriodicTask
 from core.tasks.envelope import Call
 from core.tasks.log import log_to_stderr
 from core.tasks.pidfile import PidFile
-from core.tasks.schedule import celery_schedule
+from core.tasks.schedule import celery_schedule, due_after
 from core.tasks.worker import end_while_starting, prepared_app, wait_for_broker
 
 logger = logging.getLogger("core.tasks")
@@ -153,11 +153,8 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
         """When the run that is due was due first; every scheduler that asks gets the same answer."""
         if self.last_run_at is None:
             moment: datetime = self.default_now().replace(second=0, microsecond=0)
-        elif isinstance(self.schedule, crontab):
-            last, delta, _ = self.schedule.remaining_delta(self.last_run_at)
-            moment = last + delta
-        elif isinstance(self.schedule, schedule):
-            moment = self.last_run_at + self.schedule.run_every
+        elif isinstance(self.schedule, crontab | schedule):
+            return due_after(self.schedule, self.last_run_at)
         else:
             moment = self.default_now() + self.schedule.remaining_estimate(self.last_run_at)
             moment = moment.replace(microsecond=0)

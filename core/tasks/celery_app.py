@@ -8,6 +8,7 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from core import config, discovery, embedded
@@ -15,6 +16,7 @@ from core.broker_error import broker_error, refuse_what_is_no_server
 from core.errors import CoreError, UnknownQueue
 from core.redis_url import RedisURL
 from core.tasks import bridge, celery_config, correlation
+from core.tasks.stand_in import stand_in
 
 
 class Declared(Protocol):
@@ -112,8 +114,15 @@ def _make() -> Any:
     class App(Celery):  # type: ignore[misc]
         """Celery's; what it sends while it runs a call on the loop, it sends in a thread."""
 
-        def send_task(self, *args: Any, **options: Any) -> Any:
-            return bridge.aside(super().send_task, *args, **options)
+        def send_task(self, name: str, *args: Any, **options: Any) -> Any:
+            if (instead := stand_in()) is not None:
+                raise instead.refusal(name)
+            if _process.app not in (None, self):
+                raise CoreError(
+                    f"{name} was not queued: its signature was made with other settings, before `worker_tasks` began. "
+                    "Make it inside the test."
+                )
+            return bridge.aside(super().send_task, name, *args, **options)
 
     settings, project = config.get_settings(), config.get_project()
     correlation.check()
@@ -130,6 +139,22 @@ def _make() -> Any:
     if app.conf.worker_consumer == celery_config.CONSUMER:
         app.Task.Request = celery_config.REQUEST
     return app
+
+
+@contextmanager
+def renewed() -> Iterator[None]:
+    """Do without the application for a while, since the settings are others; what is declared stays."""
+    with _process.lock:
+        before = _process.app, _process.bound, _process.producers
+        _process.app, _process.bound, _process.producers = None, {}, threading.local()
+    try:
+        yield
+    finally:
+        with _process.lock:
+            made = _process.app
+            _process.app, _process.bound, _process.producers = before
+        if made is not None:
+            made.close()
 
 
 def import_tasks() -> None:

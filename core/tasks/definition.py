@@ -269,23 +269,24 @@ class Task(Generic[P, R_co]):
             retry_on=options.retry_on,
         )
 
+    def body(self) -> runner.Body:
+        """What has to be known of this task to run it."""
+        options = self.options_declared
+        return runner.Body(
+            name=self.name,
+            function=self.function,
+            is_coroutine=inspect.iscoroutinefunction(self.function),
+            arguments=self.arguments,
+            policy=self.policy(),
+            limit=self.limit(),
+            queue=options.queue,
+            priority=options.priority,
+            ignore_result=options.ignore_result,
+        )
+
     def bind(self, app: Any) -> Any:
         """Register this task with a Celery application; called when there is one."""
-        options = self.options_declared
-        return runner.register(
-            app,
-            runner.Body(
-                name=self.name,
-                function=self.function,
-                is_coroutine=inspect.iscoroutinefunction(self.function),
-                arguments=self.arguments,
-                policy=self.policy(),
-                limit=self.limit(),
-                queue=options.queue,
-                priority=options.priority,
-                ignore_result=options.ignore_result,
-            ),
-        )
+        return runner.register(app, self.body())
 
 
 class SyncTask(Task[P, R_co]):

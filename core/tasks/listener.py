@@ -88,7 +88,7 @@ class Listener:
             BrokerUnreachable: Redis does not answer.
         """
         data = (await self.command("MGET", self.key(task_id)))[0]
-        return _decoded(data) if data is not None else None
+        return decoded(data) if data is not None else None
 
     async def command(self, *words: str | int) -> Any:
         """Send one command and return the answer, which must not be nil.
@@ -119,7 +119,7 @@ class Listener:
         conf, expires = celery_app.get_app().conf, config.get_settings().task_result_expires
         state: bytes = await self.command(
             "EVAL", _CANCEL, 2, self.key(task_id), cancellation.cancel_key(conf, task_id),
-            json.dumps(_revoked(task_id)), expires, int(store), cancellation.delayed_key(conf), task_id,
+            json.dumps(revoked(task_id)), expires, int(store), cancellation.delayed_key(conf), task_id,
         )  # fmt: skip
         return state.decode()
 
@@ -285,7 +285,7 @@ class Listener:
 
     def _found(self, key: str, data: bytes) -> None:
         waiters = self._waiting.get(key)
-        if waiters and (meta := _decoded(data)).get("status") in FINAL:  # others pass by on the same channel
+        if waiters and (meta := decoded(data)).get("status") in FINAL:  # others pass by on the same channel
             self._leave(key)
             for future in waiters:
                 if not future.done():
@@ -298,11 +298,11 @@ def _fail(futures: list[Future], error: Exception) -> None:
             future.set_exception(error)
 
 
-def _revoked(task_id: str) -> dict[str, Any]:
+def revoked(task_id: str, reason: str = "cancelled") -> dict[str, Any]:
     """What Celery stores of a revoked call."""
     return {
         "status": "REVOKED",
-        "result": {"exc_type": "TaskRevokedError", "exc_message": ["cancelled"], "exc_module": "celery.exceptions"},
+        "result": {"exc_type": "TaskRevokedError", "exc_message": [reason], "exc_module": "celery.exceptions"},
         "traceback": None,
         "children": [],
         "date_done": datetime.now(UTC).isoformat(),
@@ -310,7 +310,8 @@ def _revoked(task_id: str) -> dict[str, Any]:
     }
 
 
-def _decoded(data: bytes) -> dict[str, Any]:
+def decoded(data: bytes) -> dict[str, Any]:
+    """What a worker has stored of a call."""
     from kombu.utils.json import loads
 
     try:
@@ -326,6 +327,11 @@ def _decoded(data: bytes) -> dict[str, Any]:
 
 _listeners: "WeakKeyDictionary[asyncio.AbstractEventLoop, Listener]" = WeakKeyDictionary()
 os.register_at_fork(after_in_child=_listeners.clear)
+
+
+def forget() -> None:
+    """Let each loop ask anew where results are: the settings are others."""
+    _listeners.clear()
 
 
 async def listener() -> Listener:

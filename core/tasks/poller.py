@@ -9,6 +9,7 @@ from core.broker_error import reason
 from core.errors import BrokerUnreachable, ConfigurationError
 from core.tasks import bridge, celery_app
 from core.tasks.listener import ANSWER, FINAL, Listener, listener
+from core.tasks.stand_in import StandIn, stand_in
 
 T = TypeVar("T")
 
@@ -16,8 +17,10 @@ T = TypeVar("T")
 OFTEN, SELDOM = 0.05, 1.0
 
 
-async def results() -> "Listener | Poller":
+async def results() -> "Listener | Poller | StandIn":
     """What the running loop asks for results."""
+    if (instead := stand_in()) is not None:
+        return instead
     found = await listener()
     return Poller(found) if found.elsewhere else found
 

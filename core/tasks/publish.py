@@ -23,6 +23,7 @@ from core.redis_url import RedisURL
 from core.tasks import bridge, celery_app, celery_config
 from core.tasks.envelope import UNIQUE, Call, Envelope, Message, envelope, holder
 from core.tasks.sender import MOST, REMEMBERED, NoAnswer, opened, sender
+from core.tasks.stand_in import stand_in
 from core.tasks.unique import PRELUDE
 
 logger = logging.getLogger("core.tasks")
@@ -43,6 +44,8 @@ async def send(call: Call) -> str:
             message may have arrived all the same.
     """
     seconds = _seconds(call)
+    if (instead := stand_in()) is not None:
+        return await instead.send(call)
     until = asyncio.get_running_loop().time() + seconds
     way = _known(call) or await _learn(call, seconds)
     if way.envelope is None:
@@ -74,6 +77,9 @@ async def send_many(calls: Sequence[Call]) -> Sent:
         UnknownQueue: No task and no setting names the queue.
     """
     loop, seconds, done, at = asyncio.get_running_loop(), _seconds(calls[0]), Sent(), 0
+    if (instead := stand_in()) is not None:
+        ids = [await instead.send(call) for call in calls]
+        return Sent([*calls], there={c.id: other for c, other in zip(calls, ids, strict=True) if other != c.id})
     while at < len(calls) and done.error is None:
         until, chunk, errors = loop.time() + seconds, calls[at : at + MOST], dict[int, Exception]()
         try:

@@ -20,6 +20,7 @@ from core.tasks.arguments import Arguments
 from core.tasks.listener import FINAL
 from core.tasks.poller import results
 from core.tasks.retry import mark_from_call
+from core.tasks.stand_in import stand_in
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -130,6 +131,8 @@ class TaskResult(Generic[R_co]):
         else:
             try:
                 meta = await waits.final(self.id, timeout)
+            except ResultTimeout:
+                raise
             except TimeoutError:
                 raise ResultTimeout(self.id, timeout or 0) from None
         return self._outcome(meta)
@@ -153,9 +156,10 @@ class TaskResult(Generic[R_co]):
         Raises:
             BrokerUnreachable: Redis does not answer; whether the call is cancelled is open.
         """
-        state = await (await results()).cancel(self.id, store=not self._ignored)
-        if state in FINAL:
-            return False
+        waits = await results()
+        state = await waits.cancel(self.id, store=not self._ignored)
+        if state in FINAL or waits is stand_in():
+            return state not in FINAL
         seconds = config.get_settings().task_publish_timeout
 
         def tell_workers(handoff: bridge.Handoff) -> None:

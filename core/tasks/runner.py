@@ -3,22 +3,22 @@
 import asyncio
 import contextvars
 import logging
-import pickle
 import threading
-import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NoReturn
 
-from core.errors import ArgumentsError, CoreError, TaskFailed, TaskTimeout
+from core.errors import TaskTimeout
 from core.tasks import bridge, timeout
 from core.tasks.arguments import Arguments
 from core.tasks.cancellation import cancel_key, client
 from core.tasks.celery_config import is_one_database
 from core.tasks.context import CurrentTask, enter
-from core.tasks.retry import RetryPolicy, is_from_call
+from core.tasks.outcome import Log, Outcome, as_failure, portable
+from core.tasks.retry import RetryPolicy
 from core.tasks.timeout import Limit
 
 logger = logging.getLogger("core.tasks")
@@ -37,6 +37,14 @@ class Body:
     queue: str | None
     priority: int | None
     ignore_result: bool
+
+    def result(self, value: Any) -> Any:
+        """What is kept of what the function returned, as JSON's own values.
+
+        Raises:
+            ArgumentsError: It would not come back equal.
+        """
+        return None if self.ignore_result else self.arguments.encode_result(value)
 
 
 #: Seconds after which a process that was told to put its calls back ends by itself.
@@ -57,9 +65,22 @@ class _Running:
 
 
 class _RunningBody:
-    def __init__(self) -> None:
+    """One of them, while it is entered."""
+
+    def __init__(self, task_id: str) -> None:
+        self._id = task_id
         self.stop: Callable[[], object] | None = None
         self.cancelled = False
+
+    def __enter__(self) -> "_RunningBody":
+        with _running.lock:
+            _running.bodies[self._id] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with _running.lock:
+            if _running.bodies.get(self._id) is self:  # Redis may have given the call out twice
+                del _running.bodies[self._id]
 
 
 _running = _Running()
@@ -138,42 +159,76 @@ def _task_class() -> type[Any]:
 def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one attempt. What it returns is stored, what it raises is Celery's to handle."""
     here = _current_task(task.request, body)
-    began = time.perf_counter()
-
-    def log(level: int, outcome: str, *values: Any, error: BaseException | None = None) -> None:
-        seconds = time.perf_counter() - began
-        logger.log(level, "%s[%s] " + outcome, body.name, here.id, *values, seconds, exc_info=error)
-
-    mine = _RunningBody()
-    with _running.lock:
-        _running.bodies[here.id] = mine
-    try:
-        if _cancelled_before(task, here.id):
-            mine.cancelled = True
-            raise Stopped
-        given, named = body.arguments.decode(args, kwargs)
-        value = _run_body(body, mine, here, given, named)
-        if not body.ignore_result:
-            value = body.arguments.encode_result(value)
-    except Stopped:
-        _leave(task, here, log)
-    except Exception as error:
-        delay = None if isinstance(error, ArgumentsError) else body.policy.next_delay(error, here.attempt)
-        if delay is not None:
-            log(logging.WARNING, "retry in %g s (attempt %d of %d failed: %s) after %.3f s",
-                delay, here.attempt, body.policy.max_retries + 1, _said(error))  # fmt: skip
-            _retry(task, error, delay)
-        log(logging.ERROR, "%s (%.3f s)", _ending(body, error, here.attempt), error=error)
-        portable = _portable(error)
-        if portable is error:
-            raise  # with the cause that it has
-        raise portable from error
-    finally:
-        with _running.lock:
-            if _running.bodies.get(here.id) is mine:  # Redis may have given the call out twice
-                del _running.bodies[here.id]
+    log = Log(here, body.policy)
+    with _RunningBody(here.id) as mine:
+        try:
+            if _cancelled_before(task, here.id):
+                mine.cancelled = True
+                raise Stopped
+            given, named = body.arguments.decode(args, kwargs)
+            value = body.result(_run_body(body, mine, here, given, named))
+        except Stopped:
+            _leave(task, here, log)
+        except Exception as error:
+            delay = log.failed(error)
+            if delay is not None:
+                _retry(task, error, delay)
+            told = portable(error)
+            if told is error:
+                raise  # with the cause that it has
+            raise told from error
     log(logging.INFO, "success in %.3f s")
-    return value if not body.ignore_result else None
+    return value
+
+
+async def attempt(body: Body, here: CurrentTask, args: list[Any], kwargs: dict[str, Any]) -> Outcome:
+    """Run one attempt on the running loop, without Celery: all that a worker does with a body, and nobody to tell."""
+    log = Log(here, body.policy)
+    try:
+        with _RunningBody(here.id) as mine:
+            given, named = body.arguments.decode(args, kwargs)
+            value = body.result(await _on_this_loop(body, mine, here, given, named))
+    except Stopped:
+        log(logging.INFO, "cancelled after %.3f s")
+        return Outcome(cancelled=True)
+    except Exception as error:
+        told, delay = portable(error), log.failed(error)
+        if told is not error:
+            told.__cause__ = error
+        return Outcome(error=told, retry_in=delay)
+    log(logging.INFO, "success in %.3f s")
+    return Outcome(value)
+
+
+async def _on_this_loop(
+    body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    loop = asyncio.get_running_loop()
+    context = contextvars.copy_context()
+    ended: asyncio.Future[Any]
+    if body.is_coroutine:
+        ended = loop.create_future()
+
+        def done(value: Any, error: BaseException | None) -> None:
+            if error is None:
+                ended.set_result(value)
+            else:
+                ended.set_exception(error)
+
+        context.run(_begin, body, mine, here, args, kwargs, done)
+    else:
+        # A thread of its own: one that waits in `delay_sync` for another such body must not take that one's place.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="core-tasks-body")
+        ended = loop.run_in_executor(thread, context.run, partial(_run_body, body, mine, here, args, kwargs))
+        thread.shutdown(wait=False)
+    try:
+        await asyncio.wait({ended})
+    except asyncio.CancelledError:
+        cancel(here.id)
+        await asyncio.wait({ended})
+        ended.exception()
+        raise
+    return ended.result()
 
 
 def _current_task(request: Any, body: Body) -> CurrentTask:
@@ -209,7 +264,7 @@ def _run_body(body: Body, mine: _RunningBody, here: CurrentTask, args: tuple[Any
 
         if terminate_handler_fired():
             raise  # the worker ends this process, and has said what becomes of the call
-        raise _as_failure(error) from error
+        raise as_failure(error) from error
 
 
 def _begin(
@@ -227,7 +282,7 @@ def _begin(
         if timed.cancelled and mine.cancelled and not isinstance(error, TaskTimeout):
             error = Stopped()  # also where it swallowed the cancellation
         elif isinstance(error, asyncio.CancelledError):
-            error = _as_failure(error)
+            error = as_failure(error)
         done(value, error)
 
     timed = timeout.Timed(_guarded(body.function, args, kwargs), body.limit, body.name, ended)
@@ -243,7 +298,7 @@ async def _guarded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     except (Exception, asyncio.CancelledError):
         raise
     except BaseException as error:
-        raise _as_failure(error) from error
+        raise as_failure(error) from error
 
 
 class _interruptible:
@@ -284,7 +339,7 @@ def _cancelled_before(task: Any, task_id: str) -> bool:
         return False
 
 
-def _leave(task: Any, here: CurrentTask, log: Callable[..., None]) -> NoReturn:
+def _leave(task: Any, here: CurrentTask, log: Log) -> NoReturn:
     """End an attempt whose body was stopped."""
     from celery.exceptions import Ignore, WorkerTerminate
     from celery.signals import task_revoked
@@ -310,50 +365,7 @@ def _retry(task: Any, error: Exception, delay: float) -> NoReturn:
     from celery.exceptions import Reject
 
     try:
-        raise task.retry(exc=_portable(error), countdown=delay)
+        raise task.retry(exc=portable(error), countdown=delay)
     except Reject as reject:
         # The next attempt could not be sent. This one is not done, so its message goes back instead.
         raise Reject(reject.reason, requeue=True) from error
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, CoreError):
-        return str(error)
-    return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def _ending(body: Body, error: Exception, attempt: int) -> str:
-    """Why there is no further attempt, for the log."""
-    kind = type(error).__name__
-    if body.policy.retries(error):
-        return f"failed on attempt {attempt} of {body.policy.max_retries + 1}: {_said(error)}"
-    if isinstance(error, ArgumentsError):
-        why = str(error).rstrip(".")
-    elif isinstance(error, TaskTimeout):
-        why = f"{str(error).rstrip('.')}. Add retry_on=(TaskTimeout,) if another attempt may be faster"
-    elif is_from_call(error):
-        why = f"{kind} was raised by a call that it waited for. Add retry_on=({kind},) to try again"
-    elif isinstance(error, TaskFailed):
-        why = str(error).rstrip(".")
-    else:
-        why = f"{kind} is not a TaskError. Raise TaskError, or add retry_on=({kind},)"
-    return f"failed and was not retried: {why}."
-
-
-def _as_failure(error: BaseException) -> TaskFailed:
-    """What becomes of an exit or a cancellation that a body raised by itself: an ordinary failure."""
-    return TaskFailed(type(error).__name__, str(error) or f"the body raised {type(error).__name__}")
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself if the caller can build it again, else a TaskFailed that tells of it."""
-    try:
-        same = pickle.loads(pickle.dumps(error))
-        fits = type(same) is type(error) and type(type(error)(*error.args)) is type(error)
-        fits = fits and not isinstance(error, MemoryError)  # Celery would take it for its own, and end the worker
-    except Exception:
-        fits = False
-    if fits:
-        return error
-    kind = type(error)
-    return TaskFailed(f"{kind.__module__}.{kind.__qualname__}", str(error))

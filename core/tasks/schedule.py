@@ -3,8 +3,8 @@
 What Celery would silently read in another way than cron does is refused here, where the author sees it.
 """
 
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from core.errors import OptionError
 
@@ -124,3 +124,15 @@ def celery_schedule(cron: str | None, interval: float | None) -> "BaseSchedule":
         return crontab(minute, hour, day_of_week, day_of_month, month_of_year)
     assert interval is not None
     return schedule(timedelta(seconds=interval))
+
+
+def due_after(planned: Any, last: datetime) -> datetime:
+    """When a schedule that `celery_schedule` made is due for the first time after *last*, in UTC."""
+    from celery.schedules import crontab
+
+    if isinstance(planned, crontab):
+        local, delta, _ = planned.remaining_delta(last)
+        moment: datetime = local + delta
+    else:
+        moment = last + planned.run_every
+    return moment.astimezone(UTC)

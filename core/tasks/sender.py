@@ -287,6 +287,11 @@ def _text(said: str | bytes) -> str:
 _senders: "WeakKeyDictionary[asyncio.AbstractEventLoop, Sender]" = WeakKeyDictionary()
 
 
+def forget() -> None:
+    """Let each loop open a connection anew: the settings name another broker."""
+    _senders.clear()
+
+
 def sender() -> Sender | None:
     """The running loop's sender, if it has one."""
     return _senders.get(asyncio.get_running_loop())

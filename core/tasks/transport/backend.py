@@ -20,6 +20,7 @@ from celery.backends.redis import SentinelBackend as Watched
 from redis.exceptions import RedisError
 
 from core.tasks import bridge, celery_config, runner
+from core.tasks.stand_in import stand_in
 from core.tasks.transport import held
 from core.tasks.transport.scripts import passes, script
 from core.tasks.transport.speak import STARTED_AFTER
@@ -136,6 +137,12 @@ class Backend(RedisBackend):  # type: ignore[misc]
             return {"args": request.args, "kwargs": request.kwargs}
         args, kwargs = body.arguments.shown(request.args or (), request.kwargs or {})
         return {"args": args, "kwargs": kwargs}
+
+    def apply_chord(self, header_result_args: Any, body: Any, **options: Any) -> Any:
+        """Begin a chord: Celery subscribes to its results before it sends a call."""
+        if (instead := stand_in()) is not None:
+            raise instead.refusal(body.task)
+        return super().apply_chord(header_result_args, body, **options)
 
     def on_chord_part_return(self, *args: Any, **options: Any) -> Any:
         """Count a finished call of a chord."""
