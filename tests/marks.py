@@ -1,8 +1,14 @@
-"""Marks of tests, apart from what the demo shares with them: it runs where no pytest is."""
+"""Marks and fixtures of tests, apart from what the demo shares with them: it runs where no pytest is."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from core import config
+from core.config import Settings
+from core.tasks import celery_app
 
 #: For what only our own transport promises.
 core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
@@ -16,3 +22,15 @@ def transport_pool(request: pytest.FixtureRequest) -> str:
     pool.
     """
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A process state for each test of a directory whose conftest imports this: no tasks, settings or application."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    state, current = celery_app._process, config._current
+    celery_app._process, config._current = type(state)(), type(current)()
+    yield
+    celery_app._process, config._current = state, current

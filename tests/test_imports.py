@@ -61,6 +61,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("core.tasks.metrics",),
     ("core.tasks.worker",),
+    ("core.testing.outbox", "core.testing.schedule"),
+    ("core.testing",),
+    ("core.testing.memory", "core.testing.worker"),
+    ("core.testing.plugin",),
     (
         "core.tasks.beat",
         "core.tasks.transport.callbacks",
@@ -129,7 +133,7 @@ def test_a_module_imports_from_below_and_from_no_sibling(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("core.tasks")])
 def test_what_is_beside_tasks_does_not_import_them(module: str) -> None:
-    if module != "core.celery" and not module.startswith("core.cli"):
+    if module != "core.celery" and not module.startswith(("core.cli", "core.testing")):
         assert {name for name in imports(module) if name.startswith("core.tasks")} == set()
 
 
@@ -205,6 +209,10 @@ def test_a_module_of_the_ground_floors_needs_no_library(module: str) -> None:
 def test_importing_tasks_and_declaring_one_loads_no_celery(code: str) -> None:
     """A web process that only imports a module with tasks pays for pydantic, which it has, and for nothing else."""
     assert loaded(code) & set(HEAVY) == {"pydantic", "pydantic_settings"}
+
+
+def test_the_plugin_for_pytest_costs_a_suite_that_does_not_use_it_nothing() -> None:
+    assert loaded("import core.testing.plugin") - loaded("import pytest") == {"core"}
 
 
 def test_help_works_outside_any_project(tmp_path: Path) -> None:

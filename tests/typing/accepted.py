@@ -21,6 +21,7 @@ from core.tasks import (
     worker_lifespan,
 )
 from core.tasks.definition import SyncPeriodicTask, SyncTask
+from core.testing import CapturedCall, Outbox, next_runs
 
 
 class Order(BaseModel):
@@ -183,3 +184,13 @@ def settings_keep_their_class() -> None:
     assert_type(configure(AppSettings).own_field, int)
     assert_type(get_settings(), Settings)
     assert_type(AppSettings(), AppSettings)
+
+
+async def what_tests_of_projects_use(outbox: Outbox) -> None:
+    outbox.assert_queued(ship, Order(id=1), express=True, queue="orders", countdown=60, times=1)
+    outbox.assert_queued(plain, 1)
+    outbox.assert_queued(hourly)
+    assert_type(outbox.calls, list[CapturedCall])
+    assert_type(outbox.calls[0].args, tuple[Any, ...])
+    assert_type(await outbox.run_all(), list[TaskResult[Any]])
+    assert_type(next_runs(hourly, datetime.now(UTC), 3), list[datetime])
