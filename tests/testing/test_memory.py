@@ -260,7 +260,7 @@ async def test_what_is_refused_before_sending_is_refused(inline_tasks: Outbox, m
         ({"expires": datetime.now(UTC) - timedelta(seconds=1)}, False),
         ({"expires": datetime.now(UTC) + timedelta(hours=1), "eta": datetime.now(UTC) + timedelta(hours=2)}, False),
     ],
-    ids=str,
+    ids=["in time", "countdown in time", "countdown too late", "past", "eta too late"],
 )
 async def test_what_has_expired_when_its_time_comes_never_runs(
     inline_tasks: Outbox, options: dict[str, Any], runs: bool
