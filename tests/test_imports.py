@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.discovery", "core.field", "core.redis_url"),
     ("core.broker_error", "core.config"),
     ("core.embedded", "core.reloader"),
-    ("core.tasks.bridge",),
+    ("core.tasks.bridge", "core.tasks.progress"),
     (
         "core.tasks.schedule",
         "core.tasks.retry",

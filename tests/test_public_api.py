@@ -27,6 +27,7 @@ NAMES = [
     "OptionError",
     "OutsideTask",
     "PeriodicTask",
+    "Progress",
     "ProjectImportError",
     "PublishError",
     "PublishManyError",

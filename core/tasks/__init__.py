@@ -34,6 +34,7 @@ from core.errors import (
 from core.tasks.context import CurrentTask, current
 from core.tasks.decorators import periodic_task, task
 from core.tasks.definition import PeriodicTask, Task
+from core.tasks.progress import Progress
 from core.tasks.resources import worker_lifespan
 from core.tasks.result import TaskResult, TaskStatus
 
@@ -50,6 +51,7 @@ __all__ = [
     "OptionError",
     "OutsideTask",
     "PeriodicTask",
+    "Progress",
     "ProjectImportError",
     "PublishError",
     "PublishManyError",

@@ -1,5 +1,6 @@
 """The mark in Redis that a call was cancelled: workers forget, Redis does not."""
 
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,37 @@ local function mark(key, seconds, delayed, id)
   redis.call('SET', key, '1', 'EX', seconds)
 end
 """
+#: In one step: remember that the call is cancelled, and give it its outcome unless a worker has it already.
+CANCEL = (
+    PRELUDE
+    + """
+mark(KEYS[2], tonumber(ARGV[2]), ARGV[4], ARGV[5])
+local stored = redis.call('GET', KEYS[1])
+if stored then
+  local readable, meta = pcall(cjson.decode, stored)
+  local status = readable and meta.status or 'FAILURE'
+  if status ~= 'PENDING' and status ~= 'RETRY' and status ~= 'RECEIVED' then return status end
+end
+if ARGV[3] == '1' then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+  redis.call('PUBLISH', KEYS[1], ARGV[1])
+end
+return 'PENDING'
+"""
+)
 _MARK = PRELUDE + "for at = 3, #ARGV do mark(KEYS[1] .. ARGV[at], tonumber(ARGV[1]), ARGV[2], ARGV[at]) end"
+
+
+def outcome(task_id: str, reason: str = "cancelled") -> dict[str, Any]:
+    """What Celery stores of a revoked call."""
+    return {
+        "status": "REVOKED",
+        "result": {"exc_type": "TaskRevokedError", "exc_message": [reason], "exc_module": "celery.exceptions"},
+        "traceback": None,
+        "children": [],
+        "date_done": datetime.now(UTC).isoformat(),
+        "task_id": task_id,
+    }
 
 
 def client(app: Any) -> Any:

@@ -1,12 +1,14 @@
 """What a running task knows of itself: `current()`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from core.errors import OutsideTask
+from core.tasks import bridge
+from core.tasks.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,32 @@ class CurrentTask:
     parent_id: str | None
     #: The id of the first call in the chain of calls that led here; its own id if it is the first.
     root_id: str
+    _report: Callable[[Progress], object] = field(default=lambda _: None, repr=False, compare=False)
+
+    async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far this call is, for `result.progress()`, `core result --follow` and Celery's own clients.
+
+        It waits for nobody, and may be said as often as you like: of one call about five a second leave this
+        process, and the last one does. After the attempt has ended, nothing happens.
+
+        Args:
+            done: How much is done, from 0 on, in any measure.
+            total: How much there is, from 0 on; None where that is not known.
+            message: What it is about, for people.
+
+        Raises:
+            OptionError: A number is none, or below 0; the message is no text (a ValueError).
+        """
+        self._report(Progress(done, total, message))
+
+    def progress_sync(self, done: float, total: float | None = None, message: str = "") -> None:
+        """`progress` for a plain `def`.
+
+        Raises:
+            OptionError: As `progress`.
+            SyncInLoop: This thread runs an event loop.
+        """
+        bridge.run(self.progress(done, total, message), "progress_sync()", "progress()")
 
 
 # Celery's own notion of the current task is bound to a thread, and a coroutine runs on another one.

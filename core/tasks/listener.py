@@ -10,8 +10,8 @@ import logging
 import os
 import random
 from collections import deque
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,26 +38,6 @@ Future = asyncio.Future[Any]
 Command = tuple[tuple[str | int, ...], Future | None]
 
 
-# In one step: remember that the call is cancelled, and give it its outcome unless a worker has it already.
-_CANCEL = (
-    cancellation.PRELUDE
-    + """
-mark(KEYS[2], tonumber(ARGV[2]), ARGV[4], ARGV[5])
-local stored = redis.call('GET', KEYS[1])
-if stored then
-  local readable, meta = pcall(cjson.decode, stored)
-  local status = readable and meta.status or 'FAILURE'
-  if status ~= 'PENDING' and status ~= 'RETRY' and status ~= 'RECEIVED' then return status end
-end
-if ARGV[3] == '1' then
-  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-  redis.call('PUBLISH', KEYS[1], ARGV[1])
-end
-return 'PENDING'
-"""
-)
-
-
 class Listener:
     """The results that one event loop asks for, and the connection that it asks over."""
 
@@ -67,6 +47,8 @@ class Listener:
         self._client = url.async_client(socket_timeout=None)  # no timer for each write and answer: see `_watch`
         self._url, self._prefix = url, prefix
         self._waiting: dict[str, list[Future]] = {}
+        #: Who is told of each other state as well.
+        self._following: dict[str, list[Callable[[dict[str, Any]], object]]] = {}
         #: Channels to subscribe to, channels to leave, commands to send, and those that are sent, in order.
         self._new: set[str] = set()
         self._unwanted: set[str] = set()
@@ -74,6 +56,8 @@ class Listener:
         self._sent: deque[Command] = deque()
         self._wire: Wire | None = None
         self._due, self._hurry = False, asyncio.Event()
+        #: Whether the connection stays open also while nobody needs it.
+        self.lasting = False
         self._heard = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -118,8 +102,8 @@ class Listener:
         """
         conf, expires = celery_app.get_app().conf, config.get_settings().task_result_expires
         state: bytes = await self.command(
-            "EVAL", _CANCEL, 2, self.key(task_id), cancellation.cancel_key(conf, task_id),
-            json.dumps(revoked(task_id)), expires, int(store), cancellation.delayed_key(conf), task_id,
+            "EVAL", cancellation.CANCEL, 2, self.key(task_id), cancellation.cancel_key(conf, task_id),
+            json.dumps(cancellation.outcome(task_id)), expires, int(store), cancellation.delayed_key(conf), task_id,
         )  # fmt: skip
         return state.decode()
 
@@ -129,24 +113,75 @@ class Listener:
         Raises:
             TimeoutError: That took longer than *timeout* seconds.
         """
-        loop, key = asyncio.get_running_loop(), self.key(task_id)
-        future = loop.create_future()
-        timer = loop.call_later(timeout, _fail, [future], TimeoutError()) if timeout is not None else None
+        loop = asyncio.get_running_loop()
+        with self._waiter(self.key(task_id)) as future:
+            timer = loop.call_later(timeout, _fail, [future], TimeoutError()) if timeout is not None else None
+            try:
+                meta: dict[str, Any] = await future
+                return meta
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    async def changes(self, task_id: str) -> AsyncGenerator[dict[str, Any], None]:
+        """What is stored of a call, now and after each change, until it has its final state.
+
+        Who is slow is given the latest.
+        """
+        key, latest, changed = self.key(task_id), list[dict[str, Any]](), asyncio.Event()
+
+        def tell(meta: dict[str, Any]) -> None:
+            latest[:] = [meta]
+            changed.set()
+
+        with self._waiter(key, look=True) as ended:
+            ended.add_done_callback(lambda _: changed.set())
+            followers = self._following.setdefault(key, [])
+            followers.append(tell)
+            try:
+                while not ended.done() or latest:
+                    await changed.wait()
+                    changed.clear()
+                    if latest:
+                        yield latest.pop()
+            finally:
+                followers.remove(tell)
+                if not followers and self._following.get(key) is followers:
+                    del self._following[key]
+            ended.result()
+
+    @contextmanager
+    def _waiter(self, key: str, look: bool = False) -> Iterator[Future]:
+        """A future that gets a call's final state.
+
+        Args:
+            look: Whether to look at what is stored also where others wait for the same call already.
+        """
+        future = asyncio.get_running_loop().create_future()
         waiters = self._waiting.setdefault(key, [])
         waiters.append(future)
-        if len(waiters) == 1:
+        if look or len(waiters) == 1:
             self._unwanted.discard(key)
             self._new.add(key)
         self._stir()
         try:
-            meta: dict[str, Any] = await future
-            return meta
+            yield future
         finally:
-            if timer is not None:
-                timer.cancel()
             waiters.remove(future)
             if not waiters and self._waiting.get(key) is waiters:
                 self._leave(key)
+
+    async def close(self) -> None:
+        """Close the connection. Who still waits is cancelled."""
+        commands = [future for _, future in (*self._sent, *self._commands) if future]
+        for future in [*commands, *(future for futures in self._waiting.values() for future in futures)]:
+            future.cancel()
+        self._waiting.clear()
+        self._commands.clear()
+        self.lasting = False
+        while self._task is not None and not self._task.done():
+            self._task.cancel()  # below us it may be swallowed in the middle of a write
+            await asyncio.wait({self._task}, timeout=0.1)
 
     def _too_late(self, future: Future) -> None:
         _fail([future], BrokerUnreachable(str(self._url), f"no answer within {ANSWER:g} s"))
@@ -234,7 +269,7 @@ class Listener:
                 self._speak_soon()
             if self._waiting or self._commands or self._sent:
                 needed = now()
-            elif now() - needed >= IDLE:
+            elif now() - needed >= IDLE and not self.lasting:
                 return
 
     def _speak_soon(self) -> None:
@@ -285,29 +320,23 @@ class Listener:
 
     def _found(self, key: str, data: bytes) -> None:
         waiters = self._waiting.get(key)
-        if waiters and (meta := decoded(data)).get("status") in FINAL:  # others pass by on the same channel
+        if not waiters:
+            return
+        meta = decoded(data)
+        if meta.get("status") in FINAL:
             self._leave(key)
             for future in waiters:
                 if not future.done():
                     future.set_result(meta)
+        else:
+            for tell in self._following.get(key, ()):
+                tell(meta)
 
 
 def _fail(futures: list[Future], error: Exception) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(error)
-
-
-def revoked(task_id: str, reason: str = "cancelled") -> dict[str, Any]:
-    """What Celery stores of a revoked call."""
-    return {
-        "status": "REVOKED",
-        "result": {"exc_type": "TaskRevokedError", "exc_message": [reason], "exc_module": "celery.exceptions"},
-        "traceback": None,
-        "children": [],
-        "date_done": datetime.now(UTC).isoformat(),
-        "task_id": task_id,
-    }
 
 
 def decoded(data: bytes) -> dict[str, Any]:
@@ -342,6 +371,12 @@ async def listener() -> Listener:
         # Reading settings, importing Celery and starting the development server take their time.
         found = _listeners.setdefault(loop, Listener(*await asyncio.to_thread(_where)))
     return found
+
+
+async def close() -> None:
+    """Close the running loop's listener, if it has one. Whoever asks afterwards opens another."""
+    if (found := _listeners.pop(asyncio.get_running_loop(), None)) is not None:
+        await found.close()
 
 
 def _where() -> tuple[RedisURL, str, bool]:

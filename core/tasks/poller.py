@@ -1,7 +1,7 @@
 """Asks for results where Celery keeps them in what is no Redis: nothing tells of a new one, so again and again."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -62,6 +62,21 @@ class Poller:
                         return meta
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, SELDOM)
+
+    async def changes(self, task_id: str) -> AsyncGenerator[dict[str, Any], None]:
+        """What is stored of a call, now and after each change that is seen, until it has its final state."""
+        pause, before = OFTEN, None
+        while True:
+            meta = None
+            with suppress(BrokerUnreachable):
+                meta = await self.read(task_id)
+            if meta and meta["status"] in FINAL:
+                return
+            if meta and meta != before:
+                pause, before = OFTEN, meta
+                yield meta
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, SELDOM)
 
     async def cancel(self, task_id: str, store: bool) -> str:
         """As `Listener.cancel`."""

@@ -1,6 +1,9 @@
 """The handle to one call: its status, its result, and how to cancel it."""
 
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict
 from enum import StrEnum
 from importlib import import_module
 from typing import Any, Generic, TypeVar
@@ -19,6 +22,7 @@ from core.tasks import bridge, celery_app
 from core.tasks.arguments import Arguments
 from core.tasks.listener import FINAL
 from core.tasks.poller import results
+from core.tasks.progress import Progress, progress_of
 from core.tasks.retry import mark_from_call
 from core.tasks.stand_in import stand_in
 
@@ -89,7 +93,7 @@ class TaskResult(Generic[R_co]):
         """
         self._refuse_ignored("status()")
         meta = await (await results()).read(self.id)
-        return _STATUS.get(meta["status"], TaskStatus.RUNNING) if meta else TaskStatus.PENDING
+        return _status(meta)
 
     async def exists(self) -> bool:
         """Whether the call was queued. False for an id that nobody queued, and when its result is not kept any longer.
@@ -145,6 +149,27 @@ class TaskResult(Generic[R_co]):
         """
         return bridge.run(self.get(timeout), "get_sync()", "get()")
 
+    def progress(self) -> AsyncGenerator[Progress, None]:
+        """How far the call is, now and whenever its body says so, until it has ended: `async for update in …`.
+
+        How it ends makes no difference here; `get()` tells. Who is slow is given the latest. A connection that is
+        lost is made anew. Where results are kept in what is no Redis, it is looked at now and then.
+
+        Raises:
+            ResultUnavailable: The task ignores its results.
+        """
+        self._refuse_ignored("progress()")
+        return self._progress()
+
+    async def _progress(self) -> AsyncGenerator[Progress, None]:
+        before = None
+        async with aclosing((await results()).changes(self.id)) as changes:
+            async for meta in changes:
+                now = progress_of(meta)
+                if now is not None and now != before:
+                    yield now
+                before = now
+
     async def cancel(self) -> bool:
         """Cancel the call: a pending one never runs, a running one gets CancelledError in its body.
 
@@ -184,13 +209,48 @@ class TaskResult(Generic[R_co]):
         if meta["status"] == "SUCCESS":
             value: R_co = self._arguments.decode_result(stored) if self._arguments else stored
             return value
-        error = _revived(stored, str(meta.get("name") or (self._arguments.name if self._arguments else "the task")))
-        if meta["status"] == "REVOKED":
-            error = TaskRevoked(str(error) if stored else "revoked")
+        error = _error(meta, self._arguments.name if self._arguments else "the task")
         if meta.get("traceback"):
             error.add_note(f"Traceback in the worker:\n{meta['traceback']}")
         mark_from_call(error)
         raise error
+
+
+def described(task_id: str, meta: dict[str, Any] | None) -> dict[str, Any]:
+    """What is stored of a call, as JSON's own values for people and scripts.
+
+    Raises:
+        ResultUnavailable: Nothing is.
+    """
+    if meta is None:
+        raise ResultUnavailable(
+            f"Nothing is known of {task_id}: nobody queued it, its task ignores its results, or they are not kept any "
+            "longer (task_result_expires)."
+        )
+    status, progress = _status(meta), progress_of(meta)
+    error = _error(meta, "the task") if status is TaskStatus.FAILED else None
+    kind = "" if isinstance(error, TaskFailed) else f"{type(error).__name__}: "
+    return {
+        "id": task_id,
+        "task": meta.get("name"),
+        "status": str(status),
+        "progress": asdict(progress) if progress else None,
+        "result": meta.get("result") if status is TaskStatus.SUCCESS else None,
+        "error": f"{kind}{error}".rstrip(": ") if error else None,
+        "traceback": meta.get("traceback"),
+        "finished": meta.get("date_done"),
+    }
+
+
+def _status(meta: dict[str, Any] | None) -> TaskStatus:
+    return _STATUS.get(meta["status"], TaskStatus.RUNNING) if meta else TaskStatus.PENDING
+
+
+def _error(meta: dict[str, Any], task: str) -> Exception:
+    """The error of a call that has failed."""
+    stored = meta.get("result")
+    error = _revived(stored, str(meta.get("name") or task))
+    return TaskRevoked(str(error) if stored else "revoked") if meta["status"] == "REVOKED" else error
 
 
 def _revived(stored: Any, task: str) -> Exception:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from core.errors import TaskTimeout
-from core.tasks import bridge, timeout
+from core.tasks import bridge, progress, timeout
 from core.tasks.arguments import Arguments
 from core.tasks.cancellation import cancel_key, client
 from core.tasks.celery_config import is_one_database
@@ -158,7 +158,8 @@ def _task_class() -> type[Any]:
 
 def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one attempt. What it returns is stored, what it raises is Celery's to handle."""
-    here = _current_task(task.request, body)
+    reports = progress.Reports(_progress_store(task, body))
+    here = _current_task(task.request, body, reports.add)
     log = Log(here, body.policy)
     with _RunningBody(here.id) as mine:
         try:
@@ -166,7 +167,12 @@ def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any
                 mine.cancelled = True
                 raise Stopped
             given, named = body.arguments.decode(args, kwargs)
-            value = body.result(_run_body(body, mine, here, given, named))
+            try:
+                value = _run_body(body, mine, here, given, named)
+            finally:
+                if reports.used:  # the last one is stored before the outcome is
+                    bridge.aside(reports.close)
+            value = body.result(value)
         except Stopped:
             _leave(task, here, log)
         except Exception as error:
@@ -231,7 +237,15 @@ async def _on_this_loop(
     return ended.result()
 
 
-def _current_task(request: Any, body: Body) -> CurrentTask:
+def _progress_store(task: Any, body: Body) -> Callable[[dict[str, Any]], object]:
+    """What stores the progress of this attempt, in any thread."""
+    request, backend = task.request_stack.top, task.backend
+    if body.ignore_result or request is None or request.ignore_result or request.called_directly or request.is_eager:
+        return lambda _: None
+    return lambda said: backend.store_result(request.id, said, progress.STATE, request=request)
+
+
+def _current_task(request: Any, body: Body, report: Callable[[progress.Progress], object]) -> CurrentTask:
     deadline = datetime.now(UTC) + timedelta(seconds=body.limit.seconds) if body.limit else None
     own = request.headers if isinstance(request.headers, Mapping) else {}
     return CurrentTask(
@@ -243,6 +257,7 @@ def _current_task(request: Any, body: Body) -> CurrentTask:
         deadline=deadline,
         parent_id=request.parent_id,
         root_id=request.root_id or request.id,
+        _report=report,
     )
 
 

@@ -11,8 +11,8 @@ from redis import Redis
 from support import Project, eventually, redis_server
 
 from core.config import Settings, configure
-from core.errors import ConfigurationError, ResultTimeout
-from core.tasks import TaskResult
+from core.errors import ConfigurationError, ResultTimeout, ResultUnavailable
+from core.tasks import Progress, TaskResult
 from core.tasks.listener import listener
 
 
@@ -190,6 +190,126 @@ async def test_who_may_not_subscribe_is_told_so_and_may_still_ask(
     with pytest.raises(ConfigurationError, match=r"does not give the user .* rights .*channel"):
         await TaskResult.from_id("a").get(timeout=20)
     assert await TaskResult.from_id("a").exists() is False
+
+
+# Progress
+
+
+def say(server: Redis, id: str, done: int, total: int | None = None, message: str = "") -> None:
+    """Store progress as a worker does."""
+    meta = json.dumps({"status": "PROGRESS", "result": {"done": done, "total": total, "message": message}})
+    server.set(f"celery-task-meta-{id}", meta)
+    server.publish(f"celery-task-meta-{id}", meta)
+
+
+class Follower:
+    """Somebody who follows the progress of a call."""
+
+    def __init__(self, id: str) -> None:
+        self.seen: list[Progress] = []
+        self.task = asyncio.create_task(self._follow(id))
+
+    async def _follow(self, id: str) -> None:
+        async for update in TaskResult.from_id(id).progress():
+            self.seen.append(update)
+
+    async def sees(self, *done: float) -> None:
+        async def has() -> bool:
+            return [update.done for update in self.seen] == [*done]
+
+        await eventually(has, 20, f"{done} are seen")
+
+
+async def test_progress_comes_as_it_is_said_and_ends_with_the_call(server: Redis) -> None:
+    store(server, "a", status="PENDING")
+    follower = Follower("a")
+    await subscribed(server, 1)
+    store(server, "a", status="STARTED")
+    for number in (1, 2, 3):
+        say(server, "a", number, 3, f"step {number}")
+        await follower.sees(*range(1, number + 1))
+
+    store(server, "a")
+
+    await asyncio.wait_for(follower.task, 20)
+    assert follower.seen == [Progress(number, 3, f"step {number}") for number in (1, 2, 3)]
+    assert not (await listener())._waiting
+    assert not (await listener())._following
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "FAILURE", "REVOKED"])
+async def test_a_call_that_has_ended_has_no_more_progress(server: Redis, status: str) -> None:
+    store(server, "a", status=status)
+
+    assert [update async for update in TaskResult.from_id("a").progress()] == []
+
+
+async def test_who_comes_later_begins_with_what_is_known(server: Redis) -> None:
+    first, result = Follower("a"), waiting("a")[0]
+    await subscribed(server, 1)
+    say(server, "a", 1)
+    await first.sees(1)
+
+    second = Follower("a")
+    await second.sees(1)
+    say(server, "a", 2)
+    await asyncio.gather(first.sees(1, 2), second.sees(1, 2))
+    store(server, "a", status="FAILURE")
+
+    await asyncio.wait_for(asyncio.gather(first.task, second.task), 20)  # what the task raised is not theirs
+    with pytest.raises(Exception, match="a"):
+        await result
+
+
+async def test_who_is_slow_gets_the_latest(server: Redis) -> None:
+    progress = TaskResult.from_id("a").progress()
+    say(server, "a", 1)
+    assert (await anext(progress)).done == 1
+    for number in range(2, 10):
+        say(server, "a", number)
+    store(server, "b")
+    await TaskResult.from_id("b").get(timeout=20)  # its answer comes after all of these
+
+    assert (await anext(progress)).done == 9
+    store(server, "a")
+    assert [update async for update in progress] == []
+
+
+async def test_progress_goes_on_over_a_new_connection(server: Redis) -> None:
+    follower = Follower("a")
+    await subscribed(server, 1)
+    say(server, "a", 1)
+    await follower.sees(1)
+
+    server.client_kill_filter(_type="pubsub", skipme=True)
+    say(server, "a", 2)
+    await follower.sees(1, 2)
+    await subscribed(server, 1)
+    say(server, "a", 3)
+    await follower.sees(1, 2, 3)
+
+    store(server, "a")
+    await asyncio.wait_for(follower.task, 20)
+
+
+async def test_who_stops_to_follow_leaves_nothing_behind(server: Redis) -> None:
+    say(server, "a", 1)
+    given_up = Follower("a")
+    await given_up.sees(1)
+    given_up.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up.task
+    progress = TaskResult.from_id("a").progress()
+    await anext(progress)
+    await progress.aclose()
+
+    assert not (await listener())._waiting
+    assert not (await listener())._following
+
+
+def test_a_task_that_ignores_its_results_has_no_progress_to_follow() -> None:
+    with pytest.raises(ResultUnavailable, match=r"progress\(\): the task is declared with ignore_result=True"):
+        TaskResult[None]("a", ignored=True).progress()
 
 
 ENDING_LOOPS = """

@@ -13,7 +13,7 @@ from support import Project, redis_server
 
 from core.config import Settings, configure
 from core.errors import BrokerUnreachable, ConfigurationError, ResultTimeout, TaskFailed
-from core.tasks import TaskResult, celery_app
+from core.tasks import Progress, TaskResult, celery_app
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,19 @@ async def test_an_error_arrives_as_itself_or_tells_of_itself(backend: Any) -> No
 
     assert raised.value.args == ("no", 7)
     assert raised.value.__notes__ == ["Traceback in the worker:\nfar away"]
+
+
+async def test_progress_is_seen_and_ends_with_the_call(backend: Any) -> None:
+    backend.store_result("a", {"done": 1, "total": 2, "message": "half"}, "PROGRESS")
+    progress = TaskResult.from_id("a").progress()
+    assert await asyncio.wait_for(anext(progress), 20) == Progress(1, 2, "half")
+    assert await TaskResult.from_id("a").status() == "running"
+
+    await asyncio.to_thread(backend.store_result, "a", {"done": 2, "total": 2, "message": ""}, "PROGRESS")
+    assert await asyncio.wait_for(anext(progress), 20) == Progress(2, 2)
+    await asyncio.to_thread(backend.mark_as_failure, "a", ValueError("no"))
+
+    assert [update async for update in progress] == []
 
 
 async def test_many_wait_in_a_few_threads(backend: Any) -> None:

@@ -19,7 +19,7 @@ from celery.backends.redis import RedisBackend
 from celery.backends.redis import SentinelBackend as Watched
 from redis.exceptions import RedisError
 
-from core.tasks import bridge, celery_config, runner
+from core.tasks import bridge, celery_config, progress, runner
 from core.tasks.stand_in import stand_in
 from core.tasks.transport import held
 from core.tasks.transport.scripts import passes, script
@@ -72,6 +72,9 @@ class Backend(RedisBackend):  # type: ignore[misc]
             ttl = int((self.failure_expires if state == states.FAILURE else self.expires) or 0)
             return _text(self.get_key_for_task(task_id)), ttl, self.encode(meta)
 
+        if state == progress.STATE:  # at once: while Redis is away, what is only news must not pile up
+            self.put(*entry(), tag)
+            return
         holder = held.current()
         starts = holder.speaker if holder and holder.speaker and holder.speaker.is_here() else _starts()
         if state == states.STARTED:

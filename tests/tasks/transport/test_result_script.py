@@ -27,11 +27,11 @@ def text(app: Celery) -> Texts:
     """Results of the call `a` as Celery's backend writes them, one for each state."""
 
     def made(state: str) -> str:
-        value: Any = {"said": state} if state in ("SUCCESS", "STARTED", "PENDING") else ValueError(state)
+        value: Any = {"said": state} if state in ("SUCCESS", "STARTED", "PENDING", "PROGRESS") else ValueError(state)
         meta = app.backend._get_result_meta(app.backend.encode_result(value, state), state, None, None)
         return str(app.backend.encode({**meta, "task_id": "a"}))
 
-    return {state: made(state) for state in (*FINAL, *PASSING, "PENDING")}
+    return {state: made(state) for state in (*FINAL, *PASSING, "PENDING", "PROGRESS")}
 
 
 @pytest.fixture
@@ -152,7 +152,24 @@ def test_a_failure_is_replaced_by_who_holds_the_call(held: Write, after: Any, ne
     assert after("FAILURE", new, held) == "is replaced"
 
 
+def test_progress_replaces_what_is_not_final_and_is_replaced_by_what_comes(held: Write, after: Any) -> None:
+    for other in (*FINAL, "RETRY", "PENDING", "PROGRESS"):
+        assert after("PROGRESS", other, held) == "is replaced", other
+    for other in (*PASSING, "PENDING"):
+        assert after(other, "PROGRESS", held) == "is replaced", other
+
+
 # What stays
+
+
+@pytest.mark.parametrize("old", FINAL)
+def test_progress_that_comes_late_replaces_no_final_state(held: Write, lost: Write, after: Any, old: str) -> None:
+    assert {after(old, "PROGRESS", write) for write in (held, lost)} == {"stays"}
+
+
+def test_a_call_that_says_how_far_it_is_has_started(held: Write, after: Any) -> None:
+    """That it has is stored a moment later than it was, which progress may be faster than."""
+    assert after("PROGRESS", "STARTED", held) == "stays"
 
 
 @pytest.mark.parametrize("old", ["SUCCESS", "REVOKED"])
