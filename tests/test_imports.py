@@ -183,7 +183,7 @@ except SystemExit:
     assert loaded(code) & set(HEAVY) == {"click"}
 
 
-@pytest.mark.parametrize("command", ["runworker", "scheduler", "dead", "broker", "config"])
+@pytest.mark.parametrize("command", ["runworker", "scheduler", "result", "dead", "broker", "config"])
 def test_the_help_of_a_command_loads_no_celery(command: str) -> None:
     code = f"""
 import sys

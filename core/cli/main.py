@@ -69,9 +69,9 @@ class Options:
 
 def main() -> None:
     """Run the `core` command."""
-    from core.cli import broker, check, configuration, dead, dev, init, scheduler, worker
+    from core.cli import broker, check, configuration, dead, dev, init, result, scheduler, worker
 
-    for module in (init, dev, worker, scheduler, dead, check, broker, configuration):
+    for module in (init, dev, worker, scheduler, result, dead, check, broker, configuration):
         cli.add_command(module.command)
     try:
         cli(prog_name="core")
