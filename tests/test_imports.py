@@ -48,7 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.tasks.listener", "core.tasks.sender"),
     ("core.tasks.poller",),
     ("core.tasks.publish", "core.tasks.result", "core.tasks.runner"),
-    ("core.tasks.definition",),
+    ("core.tasks.definition", "core.tasks.web"),
     ("core.tasks.decorators",),
     ("core.tasks",),
     (

@@ -47,6 +47,7 @@ NAMES = [
     "TasksNotFound",
     "UnknownQueue",
     "current",
+    "lifespan",
     "periodic_task",
     "task",
     "worker_lifespan",

@@ -37,6 +37,7 @@ from core.tasks.definition import PeriodicTask, Task
 from core.tasks.progress import Progress
 from core.tasks.resources import worker_lifespan
 from core.tasks.result import TaskResult, TaskStatus
+from core.tasks.web import lifespan
 
 __all__ = [
     "AlreadyRunning",
@@ -71,6 +72,7 @@ __all__ = [
     "TasksNotFound",
     "UnknownQueue",
     "current",
+    "lifespan",
     "periodic_task",
     "task",
     "worker_lifespan",

@@ -127,6 +127,12 @@ class Arguments:
         """
         return self._validate(tuple(args), dict(kwargs))
 
+    def blank(self) -> tuple[list[Any], dict[str, Any]]:
+        """As many arguments as a call has at least, without their values."""
+        needed = [p for p in self.signature.parameters.values() if p.default is p.empty]
+        named = {p.name: None for p in needed if p.kind is p.KEYWORD_ONLY}
+        return [None for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)], named
+
     def shown(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """A call's arguments as people may read them. What is no parameter's may be a sensitive one's."""
         if not self.sensitive:

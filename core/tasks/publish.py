@@ -21,7 +21,7 @@ from core.errors import (
 )
 from core.redis_url import RedisURL
 from core.tasks import bridge, celery_app, celery_config
-from core.tasks.envelope import UNIQUE, Call, Envelope, Message, envelope, holder
+from core.tasks.envelope import UNIQUE, Call, Envelope, Message, envelope, holder, new_id
 from core.tasks.sender import MOST, REMEMBERED, NoAnswer, opened, sender
 from core.tasks.stand_in import stand_in
 from core.tasks.unique import PRELUDE
@@ -158,39 +158,74 @@ def _known(call: Call) -> _Way | None:
 async def _learn(call: Call, seconds: float) -> _Way:
     """Find out how this call leaves, in a thread: it may import task modules, or start the development server."""
 
-    def learn(_: bridge.Handoff) -> _Way:
-        if (known := _known(call)) is not None:
-            return known  # another call of that kind has learned it meanwhile
-        if queue := call.options.get("queue"):
-            celery_app.check_queue(queue)
-        celery_task = celery_app.celery_task(call.task)
-        conf, url, way = celery_task.app.conf, embedded.broker_url(), _BY_THREAD
-        ours = isinstance(url, RedisURL) and (conf.broker_write_url, conf.broker_use_ssl or None) == (
-            url.for_celery(), url.tls_options(),
-        )  # fmt: skip
-        from celery import Celery
-        from celery.signals import after_task_publish, before_task_publish
-        from kombu.messaging import Producer
-
-        classes = type(celery_task), Celery, Producer
-        code = classes[0].apply_async, Celery.send_task, Producer.publish
-        homes = "celery.app.task", "celery.app.base", "kombu.messaging"
-        celerys = all(
-            type(function) is FunctionType and function.__globals__["__name__"] == home
-            for function, home in zip(code, homes, strict=True)
-        )
-        if ours and celerys and (made := envelope(celery_task, call)):
-            import redis.asyncio  # noqa: F401  # it takes a while
-
-            expires = int(getattr(celery_task.app.backend, "expires", 0) or 0)
-            way = _Way(made, url, expires, before_task_publish, after_task_publish, classes, code)
-        if way is _BY_THREAD:
-            logger.debug("calls of %s are sent by Celery itself, each in a thread", call.task.name)
-        _ways.setdefault(celery_task, {})[_kind(call)] = way
-        return way
-
     with _told(call, seconds):
-        return await bridge.in_thread(learn, seconds)
+        return await bridge.in_thread(lambda _: _way(call), seconds)
+
+
+def _way(call: Call) -> _Way:
+    if (known := _known(call)) is not None:
+        return known  # another call of that kind has learned it meanwhile
+    if queue := call.options.get("queue"):
+        celery_app.check_queue(queue)
+    celery_task = celery_app.celery_task(call.task)
+    conf, url, way = celery_task.app.conf, embedded.broker_url(), _BY_THREAD
+    ours = isinstance(url, RedisURL) and (conf.broker_write_url, conf.broker_use_ssl or None) == (
+        url.for_celery(), url.tls_options(),
+    )  # fmt: skip
+    from celery import Celery
+    from celery.signals import after_task_publish, before_task_publish
+    from kombu.messaging import Producer
+
+    classes = type(celery_task), Celery, Producer
+    code = classes[0].apply_async, Celery.send_task, Producer.publish
+    homes = "celery.app.task", "celery.app.base", "kombu.messaging"
+    celerys = all(
+        type(function) is FunctionType and function.__globals__["__name__"] == home
+        for function, home in zip(code, homes, strict=True)
+    )
+    if ours and celerys and (made := envelope(celery_task, call)):
+        import redis.asyncio  # noqa: F401  # it takes a while
+
+        expires = int(getattr(celery_task.app.backend, "expires", 0) or 0)
+        way = _Way(made, url, expires, before_task_publish, after_task_publish, classes, code)
+    if way is _BY_THREAD:
+        logger.debug("calls of %s are sent by Celery itself, each in a thread", call.task.name)
+    _ways.setdefault(celery_task, {})[_kind(call)] = way
+    return way
+
+
+async def prepare(seconds: float) -> None:
+    """Do what the first calls from this loop would wait for: find out how they leave, and connect.
+
+    Args:
+        seconds: How long the broker has for its answer.
+
+    Raises:
+        BrokerUnreachable: It did not answer.
+        ConfigurationError: It does not let us in, or the settings cannot be used.
+    """
+
+    def learn() -> list[_Way]:
+        blanks = [(task, celery_app.celery_task(task).body.arguments.blank()) for task in celery_app.declared()]
+        return [_way(Call(task, new_id(), args, kwargs, {})) for task, (args, kwargs) in blanks]
+
+    by_loop = [way for way in await asyncio.to_thread(learn) if way.envelope is not None]
+    error: BaseException | None
+    try:
+        if by_loop:
+            own = await opened(by_loop[0].url, by_loop[0].expires)
+            await own.send(list, asyncio.get_running_loop().time() + seconds)  # nothing, which is answered all the same
+        else:
+            await bridge.in_thread(lambda _: celery_app.producer(), seconds)
+        return
+    except bridge.NotInTime:
+        error = None
+    except NoAnswer as none:
+        error = none.cause
+    if isinstance(error, CoreError):
+        raise error
+    late = TimeoutError(f"no answer within {seconds:g} s")
+    raise broker_error(error or late, _address()) from error
 
 
 async def _by_loop(

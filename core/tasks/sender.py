@@ -151,6 +151,21 @@ class Sender:
             del self._open[parcel]
             self._waiting.pop(parcel, None)
 
+    async def close(self) -> None:
+        """Close the connection when what is under way has arrived, or has failed."""
+        if self._open:
+            await asyncio.wait([parcel.answer for parcel in self._open])  # each has its time
+        while self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=0.1)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wire = None
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+        if self._end is not None:
+            await self._end.aclose()
+
     def _look_at_the_time(self) -> None:
         """Give up what has no time left, and look again when the next one has none."""
         loop = asyncio.get_running_loop()
@@ -295,6 +310,12 @@ def forget() -> None:
 def sender() -> Sender | None:
     """The running loop's sender, if it has one."""
     return _senders.get(asyncio.get_running_loop())
+
+
+async def close() -> None:
+    """Close the running loop's sender, if it has one. The next call opens another."""
+    if (found := _senders.pop(asyncio.get_running_loop(), None)) is not None:
+        await found.close()
 
 
 async def opened(url: RedisURL, expires: int) -> Sender:
