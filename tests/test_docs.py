@@ -12,7 +12,7 @@ import docs_reference
 import pytest
 from blocks import Block, Console, blocks, page_project
 from redis import Redis
-from support import Process, Project, free_port, redis_server, wait_until
+from support import EXAMPLE, Process, Project, free_port, redis_server, wait_until
 
 import core.tasks
 from core import errors
@@ -31,7 +31,7 @@ LONG_RUNNING = {"core runworker": "serving ", "core scheduler start": "schedulin
 #: The port that the pages serve metrics on.
 PORT = "9808"
 #: Commands that are only checked here: they install, or run everything again, or stay for ever.
-CHECKED_ONLY = ("make", "pip")
+CHECKED_ONLY = ("make", "pip", "uvicorn", "curl")
 
 
 def name(page: Path) -> str:
@@ -225,6 +225,13 @@ def test_a_reader_who_follows_the_page_gets_what_it_says(page: Path) -> None:
                 reader.follow(block)
         finally:
             reader.close()
+
+
+def test_the_web_application_on_its_page_is_the_one_that_is_tested() -> None:
+    shown = {block.file: block.text.partition("\n")[2] for block in blocks(ROOT / "docs/howto/web.md") if block.file}
+
+    for file in ("src/apps/imports/tasks.py", "src/web.py"):
+        assert shown[file] == (EXAMPLE / file).read_text()
 
 
 @pytest.mark.parametrize("page", PROSE, ids=name)

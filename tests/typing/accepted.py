@@ -5,17 +5,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
 
+from fastapi import FastAPI
 from pydantic import BaseModel
+from starlette.applications import Starlette
 
 from core.config import Settings, configure, get_settings
 from core.tasks import (
     CurrentTask,
     PeriodicTask,
+    Progress,
     Task,
     TaskError,
     TaskResult,
     TaskStatus,
     current,
+    lifespan,
     periodic_task,
     task,
     worker_lifespan,
@@ -177,6 +181,27 @@ def what_a_running_task_knows() -> None:
     assert_type(current().attempt, int)
     assert_type(current().deadline, datetime | None)
     assert_type(current().headers, Mapping[str, Any])
+
+
+async def progress_is_said_and_followed() -> None:
+    assert_type(await current().progress(1), None)
+    assert_type(await current().progress(0.5, total=10, message="half"), None)
+    assert_type(current().progress_sync(1, None, "one"), None)
+    call = await send_email.delay("a@b", "s")
+    assert_type(call.progress(), AsyncGenerator[Progress, None])
+    async for update in call.progress():
+        assert_type(update, Progress)
+        assert_type(update.percent, float | None)
+        assert_type((update.done, update.total, update.message), tuple[float, float | None, str])
+
+
+async def web_applications_take_the_lifespan() -> None:
+    FastAPI(lifespan=lifespan)
+    application = Starlette(lifespan=lifespan)
+    async with lifespan(application) as opened:
+        assert_type(opened, None)
+    async with lifespan():
+        pass
 
 
 def settings_keep_their_class() -> None:

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from core.tasks import TaskResult, periodic_task, task
+from core.tasks import TaskResult, current, periodic_task, task
 
 
 @task
@@ -45,6 +45,13 @@ async def results_have_a_type() -> None:
     wrong: TaskResult[str] = call  # E16
     await call  # E17
     print(text, wrong)
+
+
+async def progress_is_numbers_and_text() -> None:
+    await current().progress("1")  # E22
+    current().progress_sync(1, message=2)  # E23
+    for update in (await send_email.delay("a@b", "s", "b")).progress():  # E24
+        print(update)
 
 
 @task(qeue="x")  # E18
