@@ -3,7 +3,7 @@
 Whatever would leave the process on the caller's side asks here first, so this is the one place where a test takes over.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -25,6 +25,10 @@ class StandIn(Protocol):
         Raises:
             TimeoutError: That took longer than *timeout* seconds.
         """
+        ...
+
+    def changes(self, task_id: str) -> AsyncGenerator[dict[str, Any], None]:
+        """What is stored of a call, now and after each change, until it has its final state."""
         ...
 
     async def cancel(self, task_id: str, store: bool) -> str:

@@ -7,8 +7,9 @@ worker. Only waiting is left out: for the time of a call, and between attempts.
 import asyncio
 import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -16,11 +17,11 @@ from pydantic import SecretStr
 
 from core import config
 from core.errors import CoreError, ResultTimeout, ResultUnavailable, TasksNotFound, UnknownQueue
-from core.tasks import bridge, celery_app, runner
+from core.tasks import bridge, cancellation, celery_app, progress, runner
 from core.tasks.context import CurrentTask
 from core.tasks.definition import Task
 from core.tasks.envelope import Call
-from core.tasks.listener import FINAL, decoded, revoked
+from core.tasks.listener import FINAL, decoded
 from core.tasks.result import TaskResult
 from core.tasks.stand_in import standing_in
 from core.testing.outbox import CapturedCall, Outbox
@@ -121,16 +122,38 @@ class Memory:
             if task_id not in self._running or (timeout is not None and loop.time() >= began + timeout):
                 break
             await asyncio.sleep(OFTEN)
+        if timeout is None:
+            raise ResultUnavailable(f"get() would wait for ever for {task_id} ({self._why(task_id)}).")
+        late = ResultTimeout(task_id, timeout)
+        late.add_note(f"{self._why(task_id)}.")
+        raise late
+
+    async def changes(self, task_id: str) -> AsyncGenerator[dict[str, Any], None]:
+        """What is stored of a call, now and after each change, until it has ended.
+
+        Raises:
+            ResultUnavailable: It does not run.
+        """
+        before = None
+        while True:
+            meta = await self.read(task_id)
+            if meta is not None and meta["status"] in FINAL:
+                return
+            if meta is not None and meta != before:
+                before = meta
+                yield meta
+            if task_id not in self._running:
+                raise ResultUnavailable(f"progress() would wait for ever for {task_id} ({self._why(task_id)}).")
+            await asyncio.sleep(OFTEN)
+
+    def _why(self, task_id: str) -> str:
+        """Why a call has not ended."""
         why = (
             "it waits for `await outbox.run_all()`" if task_id in self._waiting
             else "it runs still" if task_id in self._running
             else "nobody has queued it"
         )  # fmt: skip
-        if timeout is None:
-            raise ResultUnavailable(f"get() would wait for ever for {task_id} ({self._fixture}): {why}.")
-        late = ResultTimeout(task_id, timeout)
-        late.add_note(f"{self._fixture}: {why}.")
-        raise late
+        return f"{self._fixture}: {why}"
 
     async def cancel(self, task_id: str, store: bool) -> str:
         """Cancel a call, and return the state in which it was."""
@@ -142,7 +165,7 @@ class Memory:
             return "STARTED"
         self._waiting.pop(task_id, None)
         if store:
-            self._results[task_id] = json.dumps(revoked(task_id)).encode()
+            self._results[task_id] = json.dumps(cancellation.outcome(task_id)).encode()
         return "PENDING"
 
     def refusal(self, name: str) -> Exception:
@@ -173,7 +196,7 @@ class Memory:
                     return self._revoke(call, "cancelled" if call.id in self._cancelled else "expired")
                 number += 1
                 self._store(call, "STARTED")
-                outcome = await runner.attempt(body, _current(call, body, number), *self._from_json(call))
+                outcome = await runner.attempt(body, self._current(call, body, number), *self._from_json(call))
                 if outcome.cancelled:
                     return self._revoke(call, "cancelled")
                 if outcome.error is None:
@@ -186,6 +209,19 @@ class Memory:
             raise
         finally:
             self._running.discard(call.id)
+
+    def _current(self, call: Call, body: runner.Body, number: int) -> CurrentTask:
+        return CurrentTask(
+            id=call.id,
+            name=body.name,
+            attempt=number,
+            queue=_queue(cast("Task[..., Any]", call.task), call),
+            headers={},
+            deadline=datetime.now(UTC) + timedelta(seconds=body.limit.seconds) if body.limit else None,
+            parent_id=call.caller.id if call.caller else None,
+            root_id=call.caller.root_id if call.caller else call.id,
+            _report=lambda said: self._store(call, progress.STATE, asdict(said)),
+        )
 
     def _from_json(self, call: Call) -> tuple[list[Any], dict[str, Any]]:
         args, kwargs = json.loads(json.dumps([call.args, call.kwargs]))
@@ -202,7 +238,7 @@ class Memory:
         if task.options_declared.ignore_result or (before and decoded(before)["status"] in ("SUCCESS", "REVOKED")):
             return  # a final state stays
         meta: dict[str, Any] = {"status": status, "result": value, "traceback": None, "name": task.name}
-        text = json.dumps(revoked(call.id, value)) if status == "REVOKED" else None
+        text = json.dumps(cancellation.outcome(call.id, value)) if status == "REVOKED" else None
         self._results[call.id] = (text or (_failure(meta) if status == "FAILURE" else json.dumps(meta))).encode()
 
 
@@ -235,19 +271,6 @@ def _check(queue: str) -> None:
 
 def _queue(task: "Task[..., Any]", call: Call) -> str:
     return str(call.options.get("queue") or task.queue or config.get_settings().task_default_queue)
-
-
-def _current(call: Call, body: runner.Body, number: int) -> CurrentTask:
-    return CurrentTask(
-        id=call.id,
-        name=body.name,
-        attempt=number,
-        queue=_queue(cast("Task[..., Any]", call.task), call),
-        headers={},
-        deadline=datetime.now(UTC) + timedelta(seconds=body.limit.seconds) if body.limit else None,
-        parent_id=call.caller.id if call.caller else None,
-        root_id=call.caller.root_id if call.caller else call.id,
-    )
 
 
 def _has_expired(call: Call) -> bool:

@@ -366,3 +366,28 @@ def test_a_periodic_task_is_queued_like_any(inline_tasks: Outbox, caplog: pytest
 
 def test_every_fixture_of_the_option_exists() -> None:
     assert all(hasattr(plugin, name) for name in plugin.FIXTURES.values())
+
+
+async def test_progress_is_seen_while_a_call_runs_and_ends_with_it(captured_tasks: Outbox) -> None:
+    seen = asyncio.Event()
+
+    @task
+    async def reads() -> str:
+        await current().progress(1, 4, "reading")
+        await seen.wait()
+        return "read"
+
+    result = await reads.delay()
+    with pytest.raises(ResultUnavailable, match=r"progress\(\) would wait for ever .*run_all"):
+        [update async for update in result.progress()]
+    running = asyncio.create_task(captured_tasks.run_all())
+    await asyncio.sleep(0)
+    found = []
+    async for update in result.progress():
+        found.append((update.done, update.total, update.message, await result.status()))
+        seen.set()
+    await running
+
+    assert found == [(1, 4, "reading", "running")]
+    assert await result.get() == "read"
+    assert [update async for update in result.progress()] == []
