@@ -1,10 +1,9 @@
 """`core broker`: the development server of this project."""
 
-import json
-
 import click
 
 from core.cli.main import Group, Options
+from core.cli.table import document, json_option
 
 
 @click.group("broker", cls=Group)
@@ -34,18 +33,18 @@ def stop(options: Options) -> None:
 
 
 @command.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_option
 @click.pass_obj
-def status(options: Options, as_json: bool) -> None:
+def status(options: Options, json: bool) -> None:
     """Say whether it is up. Exits 3 when it is not."""
     from core import embedded
 
     server = embedded.find(options.load().root)
-    if as_json:
+    if json:
         found: dict[str, object] = {"running": server is not None}
         if server:
             found |= {"pid": server.pid, "version": server.version, "socket": str(server.socket)}
-        click.echo(json.dumps(found))
+        document(found)
     elif server:
         click.echo(f"running · {server.version} · pid {server.pid} · {server.socket}")
     else:

@@ -1,26 +1,26 @@
 """`core check`: what would cost calls one day."""
 
-import json
 import sys
 from dataclasses import asdict
 
 import click
 
 from core.cli.main import Options
+from core.cli.table import document, json_option
 
 
 @click.command("check")
 @click.option("--deploy", is_flag=True, help="Judge as for production, whatever the environment is now.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_option
 @click.pass_obj
-def command(options: Options, deploy: bool, as_json: bool) -> None:
+def command(options: Options, deploy: bool, json: bool) -> None:
     """Check the settings and the server, and say what to change. Exits 1 when something is an error."""
     options.load()
     from core.tasks import checks
 
     found = checks.findings(deploy)
-    if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in found]))
+    if json:
+        document([asdict(finding) for finding in found])
     else:
         for finding in found:
             click.echo(f"{finding.level}: {finding.name}: {finding.text}")

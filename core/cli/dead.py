@@ -1,14 +1,15 @@
 """`core dead`: calls that no worker runs any more, and what becomes of them."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import dumps
 from typing import Any
 
 import click
 
 from core.cli.main import Group, Options
+from core.cli.table import Row, document, json_option, printable, show
 
 Filters = dict[str, Any]
 
@@ -49,11 +50,6 @@ def dead_list(options: Options) -> Iterator[Any]:
         yield found
 
 
-def printable(text: object) -> str:
-    """Text from a message that anybody may have written, in one line that does nothing to the terminal."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))
-
-
 def tell(call_id: str, outcome: str, good: bool) -> bool:
     """Say what became of one call, on stdout or as an error; whether it was good."""
     click.echo(printable(f"{call_id} {outcome}" if good else f"Error: {call_id} {outcome}."), err=not good)
@@ -68,35 +64,38 @@ def command() -> None:
 @command.command("list")
 @filters
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="How many at most. Default: all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_option
 @click.pass_obj
-def list_(options: Options, /, limit: int | None, as_json: bool, **which: Any) -> None:
+def list_(options: Options, /, limit: int | None, json: bool, **which: Any) -> None:
     """List the calls on the dead list, the youngest first."""
     with dead_list(options) as dead:
         calls = dead.entries(limit=limit, **which)
-        if as_json:
-            click.echo(json.dumps([call.summary() for call in calls]))
+        if json:
+            document([call.summary() for call in calls])
             return
-        for call in calls:
-            line = f"{call.at}  {call.id}  {call.task or '-'}  queue {call.queue or '-'}  {call.reason}"
-            click.echo(printable(line))
+        show((call.summary() for call in calls), line)
 
 
-@command.command()
+def line(call: Row) -> str:
+    """A call in one line."""
+    return f"{call['at']}  {call['id']}  {call['task'] or '-'}  queue {call['queue'] or '-'}  {call['reason']}"
+
+
+@command.command("show")
 @click.argument("call_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_option
 @click.pass_obj
-def show(options: Options, call_id: str, as_json: bool) -> None:
+def show_(options: Options, call_id: str, json: bool) -> None:
     """Show one call: why it is here, its headers and its arguments."""
     with dead_list(options) as dead:
         details = dead.find(call_id).details()
-    if as_json:
-        click.echo(json.dumps(details))
+    if json:
+        document(details)
         return
     if details["args"] is not None:
         del details["message"]  # it says nothing more
     for name, value in details.items():
-        told = value if isinstance(value, str) else "-" if value is None else json.dumps(value, ensure_ascii=False)
+        told = value if isinstance(value, str) else "-" if value is None else dumps(value, ensure_ascii=False)
         click.echo(printable(f"{name:8} {told}"))
 
 

@@ -8,7 +8,7 @@ from core.cli.main import Options
 
 
 @click.command("dev")
-@click.option("--no-scheduler", is_flag=True, show_envvar=True, help="Run a worker alone.")
+@click.option("--no-scheduler", is_flag=True, help="Run a worker alone.")
 @click.pass_obj
 def command(options: Options, no_scheduler: bool) -> None:
     """Run worker and scheduler, and start them again when the code changes. Ctrl-C ends both.

@@ -1,6 +1,7 @@
 """The command group, and what all commands share: the project, verbosity and how an error ends one."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -8,9 +9,20 @@ import click
 from core import __version__
 from core.errors import CoreError
 
+#: The files with the commands.
+COMMANDS = (
+    "broker", "check", "configuration", "dead", "dev", "init", "scheduler", "worker",
+)  # fmt: skip
+
 
 class Group(click.Group):
     """A group whose commands end with one line and an exit code, never with a traceback of ours."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        for option in cmd.params:
+            if isinstance(option, click.Option):
+                option.show_envvar = True
+        super().add_command(cmd, name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
         try:
@@ -66,13 +78,19 @@ class Options:
         """What says the same to another `core` command, as variables."""
         return {"CORE_SETTINGS": self.settings} if self.settings else {}
 
+    def root(self) -> Path:
+        """Find the project, and read nothing of it."""
+        from core import discovery
+
+        return discovery.find_project(self.settings).root
+
 
 def main() -> None:
     """Run the `core` command."""
-    from core.cli import broker, check, configuration, dead, dev, init, result, scheduler, worker
+    from importlib import import_module
 
-    for module in (init, dev, worker, scheduler, result, dead, check, broker, configuration):
-        cli.add_command(module.command)
+    for name in COMMANDS:
+        cli.add_command(import_module(f"core.cli.{name}").command)
     try:
         cli(prog_name="core")
     except KeyboardInterrupt:

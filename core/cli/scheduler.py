@@ -1,6 +1,5 @@
 """`core scheduler`: the process that calls periodic tasks when they are due."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 import click
 
 from core.cli.main import Group, Options
+from core.cli.table import Row, document, json_option, show
 
 pidfile_option = click.option(
-    "--pidfile", type=click.Path(dir_okay=False, path_type=Path), show_envvar=True,
+    "--pidfile", type=click.Path(dir_okay=False, path_type=Path),
     help="The scheduler's pidfile. A standby on the same host needs its own.",
 )  # fmt: skip
 
@@ -23,7 +23,7 @@ def command() -> None:
 @command.command()
 @pidfile_option
 @click.option("--loglevel", type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
-              default="info", show_envvar=True, help="The least level that is logged, on stderr.")  # fmt: skip
+              default="info", help="The least level that is logged, on stderr.")  # fmt: skip
 @click.pass_obj
 def start(options: Options, pidfile: Path | None, loglevel: str) -> None:
     """Run the scheduler until it is stopped. Further ones, on other hosts, stand by."""
@@ -46,16 +46,16 @@ def stop(options: Options, pidfile: Path | None) -> None:
 
 @command.command()
 @pidfile_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_option
 @click.pass_obj
-def status(options: Options, pidfile: Path | None, as_json: bool) -> None:
+def status(options: Options, pidfile: Path | None, json: bool) -> None:
     """Say whether it runs here, and which scheduler leads. Exits 3 when none runs here."""
     options.load()
     from core.tasks import timetable
 
     found = timetable.status(pidfile=pidfile)
-    if as_json:
-        click.echo(json.dumps(asdict(found)))
+    if json:
+        document(asdict(found))
     else:
         leader = f" · {found.leader['host']} (pid {found.leader['pid']}) leads" if found.leader else ""
         click.echo((f"running · pid {found.pid} · {found.role}" if found.running else "not running here") + leader)
@@ -65,21 +65,25 @@ def status(options: Options, pidfile: Path | None, as_json: bool) -> None:
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@json_option
 @click.pass_obj
-def list_(options: Options, as_json: bool) -> None:
+def list_(options: Options, json: bool) -> None:
     """List the periodic tasks and when each is due next."""
     options.load()
     from core.tasks import timetable
 
-    entries = timetable.lines()
-    if as_json:
-        click.echo(json.dumps([asdict(entry) for entry in entries]))
-        return
-    for entry in entries:
-        due = entry.next_run or ("no scheduler has run yet" if entry.enabled else "disabled")
-        paused = "  paused" if entry.paused else ""
-        click.echo(f"{entry.name}  {entry.schedule}  queue {entry.queue or '-'}  next {due}{paused}")
+    entries = [asdict(entry) for entry in timetable.lines()]
+    if json:
+        document(entries)
+    else:
+        show(entries, line)
+
+
+def line(entry: Row) -> str:
+    """An entry in one line."""
+    due = entry["next_run"] or ("no scheduler has run yet" if entry["enabled"] else "disabled")
+    paused = "  paused" if entry["paused"] else ""
+    return f"{entry['name']}  {entry['schedule']}  queue {entry['queue'] or '-'}  next {due}{paused}"
 
 
 @command.command()

@@ -22,7 +22,6 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     "queue",
     multiple=True,
     metavar="NAME",
-    show_envvar=True,
     help="Serve this queue only; may be given more than once. Without it, every queue of the project.",
 )
 @click.option(
@@ -30,7 +29,6 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     "--concurrency",
     type=int,
     callback=_positive,
-    show_envvar=True,
     metavar="N",
     help="Calls at once, in all. Default: task_worker_concurrency, else 100 (asyncio), the cores (prefork) or "
     "50 (threads).",
@@ -39,14 +37,12 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     "--processes",
     type=int,
     callback=_positive,
-    show_envvar=True,
     metavar="P",
     help="Processes that the calls are spread over (asyncio). Default: task_worker_processes, else the cores.",
 )
 @click.option(
     "--pool",
     type=click.Choice(POOLS),
-    show_envvar=True,
     help="asyncio: coroutines share event loops. prefork: a process a call, for work that computes or may crash. "
     "threads: a thread a call, for plain functions that wait. Default: task_worker_pool, else asyncio.",
 )
@@ -54,21 +50,18 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     "--loglevel",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
-    show_envvar=True,
     help="The least level that is logged, on stderr.",
 )
-@click.option("--reload", is_flag=True, show_envvar=True, help="Start again when the project's code changes.")
+@click.option("--reload", is_flag=True, help="Start again when the project's code changes.")
 @click.option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
-    show_envvar=True,
     metavar="N",
     help="Serve metrics for Prometheus on this port; needs the extra `metrics`. Default: none.",
 )
 @click.option(
     "--metrics-host",
     default="127.0.0.1",
-    show_envvar=True,
     metavar="ADDRESS",
     help="The address that they are served on. They name tasks and queues.",
 )
