@@ -15,8 +15,8 @@ PACKAGE = Path(core.__file__).parent
 # From the ground up. A module imports what is on a floor below its own; on its own floor, what is named here.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.errors",),
-    ("core.discovery", "core.field", "core.redis_url"),
-    ("core.broker_error", "core.config"),
+    ("core.discovery", "core.field", "core.pidfile", "core.redis_url"),
+    ("core.broker_error", "core.config", "core.health"),
     ("core.embedded", "core.reloader"),
     ("core.tasks.bridge", "core.tasks.progress"),
     (
@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.arguments",
         "core.tasks.options",
         "core.tasks.context",
-        "core.tasks.pidfile",
+        "core.tasks.heartbeat",
         "core.tasks.supervisor",
         "core.tasks.celery_config",
         "core.tasks.dead",
@@ -183,7 +183,7 @@ except SystemExit:
     assert loaded(code) & set(HEAVY) == {"click"}
 
 
-@pytest.mark.parametrize("command", ["runworker", "scheduler", "result", "dead", "broker", "config"])
+@pytest.mark.parametrize("command", ["runworker", "scheduler", "result", "dead", "health", "broker", "config"])
 def test_the_help_of_a_command_loads_no_celery(command: str) -> None:
     code = f"""
 import sys
@@ -195,6 +195,23 @@ except SystemExit:
     pass
 """
     assert loaded(code) & {"celery", "kombu", "redis", "redbeat"} == set()
+
+
+@pytest.mark.parametrize("who", ["worker", "scheduler"])
+def test_health_loads_neither_celery_nor_settings_nor_the_project(tmp_path: Path, who: str) -> None:
+    """A probe runs it every few seconds, in every container."""
+    (tmp_path / "settings.py").write_text("import celery")
+    code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+sys.argv = ["core", "health", {who!r}]
+from core.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 3, end.code
+"""
+    assert loaded(code) & set(HEAVY) == {"click"}
 
 
 @pytest.mark.parametrize("module", ["core.errors", "core.discovery", "core.redis_url", "core.tasks.retry"])

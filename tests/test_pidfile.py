@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from core.errors import AlreadyRunning, ConfigurationError
-from core.tasks.pidfile import PidFile, default_path
+from core.pidfile import PidFile, default_path
 
 HOLD = """
 import sys
 from pathlib import Path
-from core.tasks.pidfile import PidFile
+from core.pidfile import PidFile
 held = PidFile(Path(sys.argv[1])).acquire("The scheduler")
 print("held", flush=True)
 sys.stdin.read()

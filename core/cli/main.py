@@ -11,7 +11,7 @@ from core.errors import CoreError
 
 #: The files with the commands.
 COMMANDS = (
-    "broker", "check", "configuration", "dead", "dev", "init", "scheduler", "worker",
+    "broker", "check", "configuration", "dead", "dev", "health", "init", "scheduler", "worker",
 )  # fmt: skip
 
 

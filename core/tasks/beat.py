@@ -25,11 +25,11 @@ from redis.exceptions import RedisError, ResponseError
 from core import config, embedded
 from core.broker_error import reason
 from core.errors import CoreError, NotRunning, PublishError, TasksDisabled
-from core.tasks import bridge, celery_app, publish, signing, timetable
+from core.pidfile import PidFile
+from core.tasks import bridge, celery_app, heartbeat, publish, signing, timetable
 from core.tasks.definition import PeriodicTask
 from core.tasks.envelope import Call
 from core.tasks.log import log_to_stderr
-from core.tasks.pidfile import PidFile
 from core.tasks.schedule import celery_schedule, due_after
 from core.tasks.worker import end_while_starting, prepared_app, wait_for_broker
 
@@ -196,6 +196,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
 
     def tick(self, *args: Any, **options: Any) -> float:
         """Lead, or stand by, and send what is due; return the seconds until the next look."""
+        heartbeat.beat()
         try:
             wait = self._send_due() if self._lead() else SOON
         except Deposed:
@@ -336,6 +337,7 @@ def run(*, pidfile: Path | None = None, loglevel: str = "INFO") -> int:
     end_while_starting()
     log_to_stderr(loglevel)
     held = PidFile(pidfile or timetable.default_pidfile()).acquire("The scheduler")
+    heartbeat.keep(held)
     try:
         if not wait_for_broker():
             return 0
@@ -350,6 +352,7 @@ def run(*, pidfile: Path | None = None, loglevel: str = "INFO") -> int:
             return end.code if isinstance(end.code, int) else 0
         return 0
     finally:
+        heartbeat.keep(None)
         held.release()
 
 

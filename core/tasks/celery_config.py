@@ -19,6 +19,11 @@ REQUEST = "core.tasks.transport.request:Request"
 POOL = "core.tasks.pool:TaskPool"
 
 
+def pool_name(module: str) -> str:
+    """A pool by the name that users know, from the module of its class."""
+    return "asyncio" if module == POOL.partition(":")[0] else module.rpartition(".")[2].replace("thread", "threads")
+
+
 def is_one_database(conf: Any) -> bool:
     """Whether our transport takes the calls, and finds results and cancellations where it finds the calls."""
     options = conf.broker_transport_options, conf.result_backend_transport_options

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from core import config
-from core.tasks import bridge, resources, runner, supervisor
+from core.tasks import bridge, heartbeat, resources, runner, supervisor
 
 logger = logging.getLogger("core.tasks")
 
@@ -46,6 +46,7 @@ class Stop:
             "stopping: %d running call%s may finish within %g s; again to quit now",
             active, "s" * (active != 1), self._grace,
         )  # fmt: skip
+        heartbeat.beat(ahead=self._grace)
         state.should_stop = state.should_stop or 0  # 1 when a lifespan has failed
         timer = threading.Timer(self._grace, self._quit, (state.should_stop, f"{self._grace:g} s passed"))
         timer.daemon = True

@@ -15,9 +15,9 @@ from redis.exceptions import RedisError
 from core import config, discovery, embedded
 from core.broker_error import broker_error
 from core.errors import BrokerUnreachable, OptionError
+from core.pidfile import PidFile, default_path
 from core.tasks import celery_app
 from core.tasks.definition import PeriodicTask
-from core.tasks.pidfile import PidFile, default_path
 
 
 @dataclass(frozen=True)

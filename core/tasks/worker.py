@@ -26,6 +26,7 @@ from core.tasks import (
     checks,
     control,
     correlation,
+    heartbeat,
     log,
     metrics,
     resources,
@@ -109,7 +110,9 @@ def run(
         metrics.listen(metrics_host, metrics_port)
     if own := discovery.own_core(config.get_project().root):
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
+    heartbeat.begin(config.get_project().root)
     if not wait_for_broker():
+        heartbeat.end()
         return 0
     # Celery takes `--pool prefork` for the default, and the setting instead.
     app.conf.worker_pool = celery_config.POOL if pool == "asyncio" else pool
@@ -130,6 +133,7 @@ def run(
     together = _Together(count, processes)
     for module in BEFORE_THE_FORK:
         importlib.import_module(module)
+    heartbeat.end()  # each process has its own
     return supervisor.supervise(
         lambda number: _node([*options, *extra], share + (number <= more), together, number),
         processes,
@@ -164,6 +168,8 @@ def _node(options: Sequence[str], concurrency: int | None, together: _Together |
     app = celery_app.get_app()
     app.core_tasks_together = together
     metrics.take_row(max(number - 1, 0))
+    if together:
+        heartbeat.begin(config.get_project().root, os.getppid(), number, together.processes)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # Two workers on one host are ordinary, and two nodes of one name answer for each other.
     parser.add_argument("-n", "--hostname", default=f"worker-{os.getpid()}@%h")
@@ -178,6 +184,8 @@ def _node(options: Sequence[str], concurrency: int | None, together: _Together |
         _celery_worker(app, [*own, *options])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        heartbeat.end()
     # Celery's own command drops what its worker ended with.
     return getattr(app.core_tasks_worker, "exitcode", None) or 0
 
@@ -209,6 +217,7 @@ def wait_for_broker() -> bool:
     pause, told = 0.5, False
     try:
         while not ended.is_set():
+            heartbeat.beat()
             try:
                 celery_app.producer()
                 celery_app.drop_producer()
@@ -247,6 +256,7 @@ def _prepare(app: Any) -> None:
                 threading.Thread(target=_keep_server, name="core-tasks-server", daemon=True).start()
 
     app.steps["worker"].update((Stopping, resources.boot_step(Stopping)))
+    app.steps["consumer"].add(heartbeat.boot_step())
     signals.celeryd_init.connect(_at_init, weak=False)
     signals.worker_init.connect(_choose_pool, weak=False)
     signals.worker_ready.connect(_at_ready, weak=False)
@@ -272,6 +282,8 @@ def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
     from core.tasks.pool import keep_by_call
 
     control.add_commands()
+    if not heartbeat.is_kept():  # it was started by `celery -A core worker`
+        heartbeat.begin(config.get_project().root)
     for task in (None, *celery_app.get_app().tasks.values()):
         keep_by_call(task)
     _quieten()
@@ -283,10 +295,8 @@ def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:
 
 def _pool_name(pool: Any) -> str:
     """A pool class by the name that users know."""
-    module = getattr(pool, "__module__", "")
-    if module == celery_config.POOL.partition(":")[0]:
-        return "prefork" if _asks_for_prefork() else "asyncio"
-    return module.rpartition(".")[2].replace("thread", "threads")
+    name = celery_config.pool_name(getattr(pool, "__module__", ""))
+    return "prefork" if name == "asyncio" and _asks_for_prefork() else name
 
 
 def _asks_for_prefork() -> bool:

@@ -73,6 +73,24 @@ class PidFile:
             os.close(self._file)
             self._file = None
 
+    def touch(self, ahead: float = 0) -> None:
+        """Say that the holder is alive.
+
+        Args:
+            ahead: Seconds for which it will have no time to say so again.
+        """
+        if self._file is not None:
+            moment = time.time() + ahead
+            os.utime(self._file, (moment, moment))
+
+    def age(self) -> float:
+        """Seconds since the holder has said that it is alive; below zero while it has excused itself.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        return time.time() - self.path.stat().st_mtime
+
     def holder(self) -> int | None:
         """The pid of the process that holds the file, or None when nobody does."""
         try:
