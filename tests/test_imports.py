@@ -45,12 +45,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("core.tasks.celery_app", "core.tasks.log"),
     ("core.tasks.envelope",),
-    ("core.tasks.listener", "core.tasks.sender"),
+    ("core.tasks.inspection", "core.tasks.listener", "core.tasks.sender"),
     ("core.tasks.poller",),
     ("core.tasks.publish", "core.tasks.result", "core.tasks.runner"),
     ("core.tasks.definition", "core.tasks.web"),
     ("core.tasks.decorators",),
     ("core.tasks",),
+    ("core.tasks.catalog",),
     (
         "core.tasks.backlog",
         "core.tasks.checks",
@@ -59,7 +60,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.stop",
         "core.tasks.timetable",
     ),
-    ("core.tasks.metrics",),
+    ("core.tasks.about", "core.tasks.metrics", "core.tasks.queues"),
     ("core.tasks.worker",),
     ("core.testing.outbox", "core.testing.schedule"),
     ("core.testing",),
@@ -183,7 +184,9 @@ except SystemExit:
     assert loaded(code) & set(HEAVY) == {"click"}
 
 
-@pytest.mark.parametrize("command", ["runworker", "scheduler", "result", "dead", "health", "broker", "config"])
+@pytest.mark.parametrize(
+    "command", ["runworker", "scheduler", "result", "tasks", "status", "dead", "health", "broker", "config"]
+)
 def test_the_help_of_a_command_loads_no_celery(command: str) -> None:
     code = f"""
 import sys

@@ -11,7 +11,8 @@ from core.errors import CoreError
 
 #: The files with the commands.
 COMMANDS = (
-    "broker", "check", "configuration", "dead", "dev", "health", "init", "scheduler", "worker",
+    "broker", "cancel", "check", "completion", "configuration", "dead", "dev", "health", "info", "init", "purge",
+    "queues", "scheduler", "status", "tasks", "worker",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def read() -> Backlog | None:
 
     options, queues = celery_app.get_app().conf.broker_transport_options, celery_app.queues()
     prefix = options.get("global_keyprefix", "")
-    lists = {queue: _lists(queue, options, prefix) for queue in queues}
+    lists = {queue: lists_of(queue, options, prefix) for queue in queues}
     with url.client(retry=Retry(NoBackoff(), 0)) as client, client.pipeline(transaction=False) as pipe:
         for keys in lists.values():
             for key in keys:
@@ -53,20 +53,21 @@ def read() -> Backlog | None:
     for queue, keys in lists.items():
         pairs = [(next(answers), next(answers)) for _ in keys]
         waiting[queue] = sum(count for count, _ in pairs)
-        ages = [age for _, last in pairs if last is not None and (age := _age(last, now)) is not None]
+        ages = [seconds for _, last in pairs if last is not None and (seconds := age(last, now)) is not None]
         if ages or not waiting[queue]:
             oldest[queue] = max(ages, default=0.0)
     return Backlog(waiting, oldest, next(answers), dict(zip(KINDS, answers, strict=True)))
 
 
-def _lists(queue: str, options: dict[str, Any], prefix: str) -> list[str]:
+def lists_of(queue: str, options: dict[str, Any], prefix: str) -> list[str]:
     """The keys of a queue: one list for each priority, and the call of each that a worker is being woken with."""
     separator, steps = options.get("sep", "\x06\x16"), options.get("priority_steps", (0, 3, 6, 9))
     names = [f"{queue}{separator}{step}" if step else queue for step in steps]
     return [prefix + before + name for name in names for before in ("", "core-next-")]
 
 
-def _age(raw: bytes, now: float) -> float | None:
+def age(raw: bytes, now: float) -> float | None:
+    """For how many seconds a call waits: since it was sent, or its time has come; None where it does not say so."""
     try:
         message = json.loads(raw)
         since = float(message["properties"]["timestamp"])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from core import config, discovery, embedded
 from core.broker_error import broker_error
 from core.errors import BrokerUnreachable, OptionError
 from core.pidfile import PidFile, default_path
-from core.tasks import celery_app
+from core.tasks import catalog, celery_app
 from core.tasks.definition import PeriodicTask
 
 
@@ -197,17 +196,7 @@ def _mark(name: str, paused: bool) -> str:
 
 def _find(name: str) -> str:
     """The whole name of an entry of which the whole name or its last word is given."""
-    known = [line.name for line in lines()]
-    if name in known:
-        return name
-    ends = [whole for whole in known if whole.rpartition(".")[2] == name]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise OptionError(f"{name!r} is the last word of {len(ends)} names: {', '.join(sorted(ends))}. Give one whole.")
-    near = get_close_matches(name, [*known, *(whole.rpartition(".")[2] for whole in known)], n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
-    raise OptionError(f"The schedule has no {name!r}.{guess} `core scheduler list` names all.")
+    return catalog.whole_name(name, [line.name for line in lines()], "The schedule has no", "core scheduler list")
 
 
 def _who(told: str | None) -> dict[str, Any]:

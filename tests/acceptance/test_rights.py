@@ -142,7 +142,8 @@ def test_commands_work(world: tuple[Project, Any]) -> None:
 
     for words in (
         ("core", "scheduler", "status"), *(("core", "scheduler", do, "tick") for do in ("pause", "resume", "run")),
-        ("core", "dead", "list"), ("core", "check"),
+        ("core", "dead", "list"), ("core", "check"), ("core", "status"), ("core", "queues"),
+        ("core", "health", "broker"), ("core", "purge", "--yes"),
         ("celery", "-A", "core", "inspect", "ping"), ("celery", "-A", "core", "inspect", "active"),
         ("celery", "-A", "core", "control", "enable_events"), ("celery", "-A", "core", "call", "src.tasks.fails"),
     ):  # fmt: skip
