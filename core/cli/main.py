@@ -12,7 +12,7 @@ from core.errors import CoreError
 #: The files with the commands.
 COMMANDS = (
     "broker", "cancel", "check", "completion", "configuration", "dead", "dev", "health", "info", "init", "purge",
-    "queues", "scheduler", "status", "tasks", "worker",
+    "queues", "result", "scheduler", "status", "tasks", "worker",
 )  # fmt: skip
 
 

@@ -1,18 +1,18 @@
 """`core result`: where one call is, how far, and what came of it."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
+from json import dumps
 from typing import Any
 
 import click
 
-from core.cli.dead import printable
 from core.cli.main import Options
+from core.cli.table import document, json_option, printable
 
 #: Is given a `core.tasks.Progress`.
 Show = Callable[[Any], object]
@@ -21,23 +21,23 @@ Show = Callable[[Any], object]
 @click.command("result")
 @click.argument("call_id", metavar="ID")
 @click.option("--follow", is_flag=True, help="Wait for its end, and show its progress meanwhile.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; with --follow at the end.")
+@json_option
 @click.pass_obj
-def command(options: Options, call_id: str, follow: bool, as_json: bool) -> None:
+def command(options: Options, call_id: str, follow: bool, json: bool) -> None:
     """Show one call: its status and progress, then its result, or its error with the worker's traceback.
 
     Exits 1 when the call has failed, or when nothing is known of it.
     """
     options.load()
-    found = asyncio.run(_found(call_id, follow, as_json))
-    if as_json:
-        click.echo(json.dumps(found))
+    found = asyncio.run(_found(call_id, follow, json))
+    if json:
+        document(found)
     else:
         _tell(found)
     sys.exit(found["status"] == "failed")
 
 
-async def _found(call_id: str, follow: bool, as_json: bool) -> dict[str, Any]:
+async def _found(call_id: str, follow: bool, json: bool) -> dict[str, Any]:
     """What is known of a call, at its end if it is followed."""
     from core.tasks.poller import results
     from core.tasks.result import TaskResult, described
@@ -45,7 +45,7 @@ async def _found(call_id: str, follow: bool, as_json: bool) -> dict[str, Any]:
     store = await results()
     meta = await store.read(call_id)
     if follow:
-        with _shown(as_json) as show:
+        with _shown(json) as show:
             async for update in TaskResult.from_id(call_id).progress():
                 show(update)
         meta = await store.read(call_id)
@@ -53,10 +53,10 @@ async def _found(call_id: str, follow: bool, as_json: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _shown(as_json: bool) -> Iterator[Show]:
+def _shown(json: bool) -> Iterator[Show]:
     """Show progress: with a bar on a terminal, else line by line, and not at all beside a document."""
-    if as_json or not sys.stdout.isatty() or find_spec("rich") is None:
-        yield bool if as_json else lambda update: click.echo(_line(asdict(update)))
+    if json or not sys.stdout.isatty() or find_spec("rich") is None:
+        yield bool if json else lambda update: click.echo(_line(asdict(update)))
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -80,7 +80,7 @@ def _tell(found: dict[str, Any]) -> None:
     if found["progress"]:
         click.echo(f"progress {_line(found['progress'])}")
     if found["status"] == "success":
-        click.echo(printable(f"result   {json.dumps(found['result'], ensure_ascii=False)}"))
+        click.echo(printable(f"result   {dumps(found['result'], ensure_ascii=False)}"))
     if found["error"]:
         click.echo(printable(f"error    {found['error']}"))
     for line in (found["traceback"] or "").splitlines():
