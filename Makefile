@@ -5,6 +5,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tools keep what they download beside the packages, not in a home directory.
 export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/.venv/cache/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# Tests start hundreds of processes, and each would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting bench-sizing check-deploy test-stock test-faults test-chaos test-celery soak clean

@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError
+
 EXAMPLE = Path(__file__).parent / "example"
 CORE = str(Path(sys.executable).parent / "core")
 CELERY = str(Path(sys.executable).parent / "celery")
@@ -220,20 +223,31 @@ def free_port() -> int:
 @contextmanager
 def redis_server(*options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A Redis of the test's own on a free loopback port: its URL and its process."""
-    with temporary_directory("core-redis-") as directory:
-        port = free_port()
-        process = subprocess.Popen(
-            [valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "", *options],
-            cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+    port, process = 0, None
 
-        def answers() -> bool:
-            with socket.socket() as connection:
-                return connection.connect_ex(("127.0.0.1", port)) == 0
-
+    def answers(directory: str) -> bool:
+        nonlocal port, process
+        if process is None or process.poll() is not None:
+            port = free_port()  # it may be taken meanwhile, and a cluster needs the one that is 10,000 above as well
+            where = ["--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
+            process = subprocess.Popen(
+                [valkey_binary(), *where, "--save", "", *options],
+                cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
         try:
-            wait_until(answers, 10, "the test's Redis listens")
+            with Redis(port=port, socket_timeout=1) as client:
+                return bool(client.info("server")["process_id"] == process.pid)  # and not somebody else's
+        except AuthenticationError:
+            return True
+        except (RedisError, OSError):
+            return False
+
+    with temporary_directory("core-redis-") as directory:
+        try:
+            wait_until(lambda: answers(directory), 10, "the test's Redis listens")
+            assert process is not None
             yield f"redis://127.0.0.1:{port}/0", process
         finally:
-            process.kill()
-            process.wait()
+            if process is not None:
+                process.kill()
+                process.wait()

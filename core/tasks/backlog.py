@@ -31,7 +31,7 @@ def read() -> Backlog | None:
     """What waits now; None where the broker is no Redis.
 
     Raises:
-        RedisError, OSError: Redis does not answer.
+        OSError: Redis does not answer; the Redis client has errors of its own for that, too.
     """
     url = embedded.broker_url()
     if not isinstance(url, RedisURL):

@@ -29,9 +29,14 @@ OURS = (
     "core -v scheduler run ticks", "core -v scheduler stop --pidfile none.pid",
     "core -v dead list", "core -v dead list --json", "core -v dead show {dead}", "core -v dead retry {dead}",
     "core -v dead purge --all --yes",
+    "core -v info", "core -v info --json", "core -v status", "core -v status --json", "core -v queues",
+    "core -v queues --json", "core -v tasks list", "core -v tasks list --json", "core -v tasks show mark",
+    "core -v tasks run mark --args [\"x\"]", "core -v cancel {dead}", "core -v result {dead}",
+    "core -v result {dead} --json", "core -v purge --yes", "core -v completion bash", "core -v init other",
+    "core -v health worker", "core -v health scheduler", "core -v health broker",
 )  # fmt: skip
-#: Those that run on, and whose logs are looked at.
-SERVICES = {"core runworker", "core scheduler start"}
+#: Those that run on, and whose logs are looked at: `core dev` runs the other two.
+SERVICES = {"core runworker", "core scheduler start", "core dev"}
 CELERYS = ("report", "inspect conf", "inspect report", "inspect stats", "status")
 
 
