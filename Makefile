@@ -30,7 +30,7 @@ demo: .venv/standard ## Walk through everything on a server, worker and schedule
 	@$(BIN)/python tests/demo.py
 
 test: lint types ## Lint, types, and the whole test suite
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder
 
 test-rabbitmq: .venv/dev ## Run the tests with RabbitMQ as the broker, where rabbitmq-server is installed
 	@TEST_RABBITMQ=1 $(BIN)/python -m pytest tests/brokers
