@@ -311,7 +311,7 @@ class Holder:
             return
         end = self._pending.popleft()
         logger.error("Redis refuses the end of a call (%s); it runs again when this worker is gone: %s",
-                     end.call.headers.get("id") if end.call else end.record, error)  # fmt: skip
+                     _readable(end.call.headers.get("id")) if end.call else end.record, error)  # fmt: skip
 
     def _say(self) -> list[tuple[Held, str]]:
         """Tell Redis of some ends, in one round trip; return the calls that were set aside."""
@@ -364,7 +364,7 @@ class Holder:
         try:
             self._tell(call, reason)
         except Exception:
-            logger.exception("who waits for %s could not be told", call.headers.get("id"))
+            logger.exception("who waits for %s could not be told", _readable(call.headers.get("id")))
         if call.headers.get("id"):
             self._take_back(call)  # a worker that was only away may have ended it just before
 
@@ -374,7 +374,7 @@ class Holder:
             if self._app.backend.get_task_meta(call.headers["id"])["status"] == "SUCCESS":
                 DeadList(self.client, self.prefix).purge(ids=[call.headers["id"]])
         except Exception as error:
-            logger.warning("whether %s is on the dead list is not known: %s", call.headers.get("id"), error)
+            logger.warning("whether %s is on the dead list is not known: %s", _readable(call.headers["id"]), error)
 
 
 def _readable(text: Any) -> Any:
