@@ -1,13 +1,15 @@
 """A password in REDIS_URL is nowhere to be seen: not in a command's output, a log, an error or the process list."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
+import httpx
 import pytest
 from redis import Redis
-from support import Process, Project, project, redis_server
+from support import Process, Project, free_port, project, redis_server, wait_until
 
 # Characters that have to be written in another way inside a URL, JSON or a repr.
 PASSWORD = "s3cr3t/+@:#%é'\"x"
@@ -149,3 +151,21 @@ def test_a_connection_that_is_lost_and_comes_back_is_told_without_the_password(g
 
     assert_silent(guarded.worker.text())
     assert_silent(guarded.scheduler.text())
+
+
+def test_flower_shows_no_password(guarded: Guarded) -> None:
+    port = free_port()
+    flower = guarded.project.start(
+        "celery", "-A", "core", "flower", "--address=127.0.0.1", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true"
+    )
+
+    def page(path: str) -> str:
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=10).text
+        except httpx.TransportError:
+            return ""
+
+    workers = wait_until(lambda: json.loads(page("/api/workers?refresh=1") or "{}"), 30, "Flower has found the worker")
+    for path in ("/workers", "/tasks", "/broker", "/api/workers", "/api/queues/length", f"/worker/{min(workers)}"):
+        assert_silent(page(path))
+    assert_silent(flower.text())
