@@ -4,8 +4,9 @@ What comes while a round trip is under way goes with the next one; a lone call g
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -105,13 +106,17 @@ class Sender:
         self._client = url.async_client(socket_timeout=None)
         self._connection: Any = None
         self._wire: Wire | None = None
-        self._answer: asyncio.Future[list[Any]] | None = None
         self._heard = 0.0
         #: What has no answer yet, and of that what was not written yet, each in its order.
         self._open: dict[_Parcel, None] = {}
         self._waiting: dict[_Parcel, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        #: What the round trip that is under way has taken along, and what ends it where there is no answer.
+        self._written: list[_Parcel] = []
+        self._patience: asyncio.TimerHandle | None = None
+        #: Whether there will be a look at what waits when the loop turns, and who opens the connection meanwhile.
+        self._due = False
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._end: AsyncGenerator[None, None] | None = None
 
     async def open(self) -> None:
@@ -143,8 +148,7 @@ class Sender:
         self._open[parcel] = self._waiting[parcel] = None
         if self._timer is None or until < self._timer.when():
             self._look_at_the_time()
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="core-tasks-sender")
+        self._speak_soon()
         try:
             return await parcel.answer
         finally:
@@ -158,11 +162,9 @@ class Sender:
         while self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=0.1)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._wire = None
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
+        for timer in filter(None, (self._timer, self._patience)):
+            timer.cancel()
+        await self._disconnect()
         if self._end is not None:
             await self._end.aclose()
 
@@ -176,30 +178,59 @@ class Sender:
         left = [parcel.until for parcel in self._open if not parcel.answer.done()]
         self._timer = loop.call_at(min(left), self._look_at_the_time) if left else None
 
-    async def _run(self) -> None:
-        """Send what waits, until nothing does."""
-        parcels: list[_Parcel] = []
-        try:
-            while self._waiting:
-                broken = True
-                try:
-                    async with asyncio.timeout(ANSWER):
-                        wire = await self._connected()
-                    if parcels := self._next():
-                        async with asyncio.timeout(ANSWER):
-                            refused, there = await self._trip(wire, parcels)
-                        _settle(parcels, refused, there)
-                        broken = bool(refused)  # perhaps it is a replica by now
-                except Exception as error:
-                    for parcel in parcels or list(self._waiting):
-                        parcel.fail(error)
-                        self._waiting.pop(parcel, None)
-                parcels = []
-                if broken:
-                    await self._disconnect()
-        finally:
-            for parcel in [*parcels, *self._waiting]:
-                parcel.fail(None)
+    def _speak_soon(self) -> None:
+        """Send what waits when the loop turns, unless a round trip is under way: then it goes with the next one."""
+        if not (self._due or self._written or self._task):
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._speak)
+
+    def _speak(self) -> None:
+        self._due = False
+        loop, wire = asyncio.get_running_loop(), self._wire
+        if wire is None or loop.time() >= self._heard + SILENCE or not wire.is_quiet():
+            self._task = loop.create_task(self._connect(), name="core-tasks-sender")
+        else:
+            self._write(wire)
+
+    def _write(self, wire: Wire) -> None:
+        if parcels := self._next():
+            self._written = parcels
+            self._patience = asyncio.get_running_loop().call_later(ANSWER, self._lose, TimeoutError())
+            wire.write(_words(parcels, self._expires))
+
+    def _answered(self, said: Any) -> None:
+        if self._wire is None:
+            return  # it came too late
+        if isinstance(said, Exception):
+            self._lose(said)
+            return
+        refused, there = said
+        _settle(self._written, refused, there)
+        self._heard = asyncio.get_running_loop().time()
+        if refused:
+            self._wire = None  # perhaps it is a replica by now
+        self._go_on()
+
+    def _pushed(self, said: Any) -> None:
+        """Nothing that a sender has asked for."""
+
+    def _lost(self, wire: Wire, lost: "asyncio.Future[None]") -> None:
+        if wire is self._wire and isinstance(error := lost.exception(), Exception):
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        """The connection is of no use any more, and what was written over it may have arrived."""
+        self._wire = None
+        _fail(self._written, error)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """The round trip has ended."""
+        self._written = []
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._waiting:
+            self._speak_soon()
 
     def _next(self) -> list[_Parcel]:
         """Take what goes with the next round trip. From here on it may arrive."""
@@ -210,64 +241,47 @@ class Sender:
             if parcel.answer.done():  # its caller has given up in this very turn
                 del self._waiting[parcel]
                 continue
-            parcel.messages = parcel.make()
             del self._waiting[parcel]
+            try:
+                parcel.messages = parcel.make()
+            except Exception as error:
+                parcel.fail(error)  # it is nobody else's
+                continue
             parcel.written = True
             parcels.append(parcel)
             count += len(parcel.messages)
             size += sum(len(message.text) for message in parcel.messages)
         return parcels
 
-    async def _trip(self, wire: Wire, parcels: list[_Parcel]) -> list[Any]:
-        keys: list[str] = []
-        guards: list[str | int] = []  # for few messages: their number, and what keeps them from being sent twice
-        words: list[str | int] = [self._expires, REMEMBERED]
-        for parcel in parcels:
-            for message in parcel.messages:
-                if message.once or message.lock:
-                    guards += (len(keys) // 2, message.once, message.lock, message.holder, message.lock_seconds)
-                keys += (message.queue, message.result or message.queue)  # no user may touch an empty key
-                words += (message.text, message.pending)
-        self._answer = asyncio.get_running_loop().create_future()
-        wire.write(("EVAL", _SEND, len(keys), *keys, *words, *guards))
-        await asyncio.wait((self._answer, wire.lost), return_when=asyncio.FIRST_COMPLETED)
-        if wire.lost.done():
-            wire.lost.result()
-        self._heard = asyncio.get_running_loop().time()
-        return self._answer.result()
-
-    def _answered(self, said: Any) -> None:
-        if self._answer is None or self._answer.done():
-            return  # it came too late
-        if isinstance(said, Exception):
-            self._answer.set_exception(said)
-        else:
-            self._answer.set_result(said)
-
-    def _pushed(self, said: Any) -> None:
-        """Nothing that a sender has asked for."""
-
-    async def _connected(self) -> Wire:
-        """The connection, which is open as far as can be seen without asking.
-
-        Raises:
-            Exception: It cannot be opened.
-        """
-        connection, now = self._connection, asyncio.get_running_loop().time()
-        if self._wire is not None:
-            if now < self._heard + SILENCE and self._wire.is_quiet():
-                return self._wire
+    async def _connect(self) -> None:
+        """Open the connection anew, and send what waits."""
+        cause: Exception | None = None
+        try:
+            async with asyncio.timeout(ANSWER):
+                await self._open_wire()
+        except Exception as error:
+            cause = error
             await self._disconnect()
+        finally:
+            self._task = None
+            if self._wire is None:
+                _fail(self._waiting, cause)
+                self._waiting.clear()
+            else:
+                self._write(self._wire)
+
+    async def _open_wire(self) -> None:
+        await self._disconnect()
         if embedded.is_default():
             await asyncio.to_thread(embedded.broker_url)  # it may have been stopped since
-        if connection is None:
-            connection = self._connection = await self._client.connection_pool.get_connection()
+        if self._connection is None:
+            self._connection = await self._client.connection_pool.get_connection()
         else:
-            await connection.connect()
-        await self._check(connection)
-        self._heard = now
-        self._wire = Wire(connection, self._answered, self._pushed)
-        return self._wire
+            await self._connection.connect()
+        await self._check(self._connection)
+        self._heard = asyncio.get_running_loop().time()
+        self._wire = wire = Wire(self._connection, self._answered, self._pushed)
+        wire.lost.add_done_callback(partial(self._lost, wire))
 
     async def _check(self, connection: Any) -> None:
         """Refuse what is no server to send to."""
@@ -281,6 +295,25 @@ class Sender:
         self._wire = None
         if self._connection is not None:
             await self._connection.disconnect(nowait=True)
+
+
+def _words(parcels: list[_Parcel], expires: int) -> tuple[str | int, ...]:
+    """The command that pushes their messages."""
+    keys: list[str] = []
+    guards: list[str | int] = []  # for few messages: their number, and what keeps them from being sent twice
+    words: list[str | int] = [expires, REMEMBERED]
+    for parcel in parcels:
+        for message in parcel.messages:
+            if message.once or message.lock:
+                guards += (len(keys) // 2, message.once, message.lock, message.holder, message.lock_seconds)
+            keys += (message.queue, message.result or message.queue)  # no user may touch an empty key
+            words += (message.text, message.pending)
+    return ("EVAL", _SEND, len(keys), *keys, *words, *guards)
+
+
+def _fail(parcels: Iterable[_Parcel], cause: Exception | None) -> None:
+    for parcel in parcels:
+        parcel.fail(cause)
 
 
 def _settle(parcels: list[_Parcel], *said: list[Any]) -> None:

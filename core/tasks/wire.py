@@ -26,11 +26,11 @@ class Wire(asyncio.Protocol):
                 connection, as with the next one.
             pushed: Called with what the server says unasked, as what is published.
         """
-        from hiredis import PushNotification, Reader
+        from hiredis import PushNotification, Reader, pack_command
         from redis.exceptions import InvalidResponse
 
         self._loop = asyncio.get_running_loop()
-        self._pack, self._push = connection.pack_commands, PushNotification
+        self._pack, self._push = pack_command, PushNotification
         self._answered, self._pushed = answered, pushed
         self._parser = Reader(
             protocolError=InvalidResponse, replyError=connection._parser.parse_error, notEnoughData=_NOTHING
@@ -41,18 +41,18 @@ class Wire(asyncio.Protocol):
         self._transport: Any = connection._writer.transport
         self._before = self._transport.get_protocol()
         self._transport.set_protocol(self)
+        self._poll = select.poll()
+        self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def write(self, *commands: tuple[Any, ...]) -> None:
         """Send commands, in one piece."""
-        self._transport.write(b"".join(self._pack(commands)))
+        self._transport.write(b"".join(map(self._pack, commands)))
 
     def is_quiet(self) -> bool:
         """Whether the server has neither said anything nor hung up, as far as can be seen without asking."""
         if self.lost.done() or self._transport.is_closing():
             return False
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not poll.poll(0)
+        return not self._poll.poll(0)
 
     def data_received(self, data: bytes) -> None:
         """The server has said something."""
