@@ -103,8 +103,8 @@ class Settings(BaseSettings):
     task_remote_control: Literal["full", "safe", "off"] | None = Field(
         default=None,
         description="Which commands of `celery control` a worker follows: `full` is all, `safe` refuses those that "
-        "stop or slow it, `off` is none, so that a running call cannot be cancelled either. Unset it is `full`, and in "
-        "production `safe`.",
+        "stop or slow it, `off` is none. A running call is cancelled some seconds later then, and with Celery's own "
+        "transport not at all. Unset it is `full`, and in production `safe`.",
     )
     task_signing_keys: Secrets = Field(
         default=(),

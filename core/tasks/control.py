@@ -2,7 +2,10 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from core import config
 from core.tasks import bridge, celery_app, runner
@@ -18,6 +21,40 @@ SAFE = frozenset((
     "terminate",
 ))  # fmt: skip
 
+#: Requests whose bodies were asked to end: a second time would cut off their cleanup.
+_asked: WeakSet[Any] = WeakSet()
+
+
+class _Steady(WeakSet[Any]):
+    """A set that one thread can go through while others change it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        known = self.data.copy()  # type: ignore[attr-defined]  # in one step, as nothing else here is
+        return iter([member for reference in known if (member := reference()) is not None])
+
+
+def steady_requests() -> None:
+    """Let commands go through Celery's sets of requests, while calls begin and end in other threads."""
+    from celery.worker import state
+
+    for requests in (state.active_requests, state.reserved_requests, state.scheduled_requests):
+        requests.__class__ = _Steady
+
+
+def cancel_running(request: Any) -> bool:
+    """Cancel the body of a call that this worker has; False when it does not run. Any thread may ask."""
+    # A request of this process has a body that has just ended, or that looks for cancellations before it begins.
+    elsewhere = request.worker_pid and request.time_start and request.worker_pid != os.getpid()
+    if request in _asked:
+        return True
+    if runner.cancel(request.id) or elsewhere:
+        _asked.add(request)
+        if elsewhere:
+            with suppress(ProcessLookupError):
+                os.kill(request.worker_pid, bridge.INTERRUPT)
+        return True
+    return False
+
 
 def add_commands() -> None:
     """Make this worker understand them."""
@@ -27,6 +64,7 @@ def add_commands() -> None:
 
     if "cancel_call" in Panel.data:
         return
+    steady_requests()
 
     @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]", name="revoke")  # type: ignore[untyped-decorator]
     def revoke_for_good(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
@@ -48,18 +86,13 @@ def add_commands() -> None:
     @control_command(args=[("task_id", str)], signature="TASK_ID")  # type: ignore[untyped-decorator]
     def cancel_call(state: Any, task_id: str, again: int = 3, **_: Any) -> Any:
         """Cancel one call: it never starts, or its body gets CancelledError."""
-        if not any(request.id == task_id for request in worker_state.active_requests):
+        request = worker_state.requests.get(task_id)
+        if request not in worker_state.active_requests:
             revoke(state, task_id)
-        if runner.cancel(task_id):
+        if request is not None and cancel_running(request):
             return ok(f"cancelling {task_id}")
-        for request in list(worker_state.reserved_requests):
-            if request.id == task_id:
-                # Else this process runs it: the body has just ended, or asks before it begins.
-                if request.worker_pid and request.time_start and request.worker_pid != os.getpid():
-                    os.kill(request.worker_pid, bridge.INTERRUPT)
-                    return ok(f"cancelling {task_id}")
-                if again:  # on its way to a pool process, which has perhaps looked for cancellations already
-                    state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
+        if request is not None and again:  # on its way to a body, which has perhaps looked for cancellations already
+            state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
         return ok(f"{task_id} does not run here")
 
     if config.get_settings().remote_control == "safe":

@@ -145,6 +145,28 @@ async def test_a_running_plain_function_is_interrupted_where_it_has_a_process(po
     assert await asyncio.gather(*[(await add.delay(1, 1)).get(timeout=20) for _ in range(8)]) == [2] * 8
 
 
+@core_transport
+@pytest.mark.usefixtures("worker")
+async def test_a_running_call_is_cancelled_also_where_no_word_of_it_reached_its_worker(
+    example: Project, tmp_path: Path
+) -> None:
+    """The broadcast is lost where a worker has no connection at that moment; the note in Redis stays."""
+    from src.apps.probe.tasks import marked_nap_sync, nap
+
+    files = tmp_path / "coroutine", tmp_path / "plain"
+    results = [await nap.delay(30, str(files[0])), await marked_nap_sync.delay(8, str(files[1]))]
+    for file, result in zip(files, results, strict=True):
+        await begun(file)
+        await running(result)
+    with Redis(unix_socket_path=str(example.root / ".core" / "broker.sock")) as server:
+        for result in results:
+            server.set(f"core-cancelled-{result.id}", 1)
+
+    for result in results:
+        await ended(result)
+    assert files[0].read_text() == "begun\ncancelled\ncleaned up\n"
+
+
 @pytest.mark.usefixtures("worker")
 async def test_cancelling_twice_is_cancelling_once(tmp_path: Path) -> None:
     """A second cancellation must not cut off the body's cleanup."""

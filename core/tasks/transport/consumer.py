@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from core import embedded
 from core.broker_error import broker_error
 from core.errors import TaskFailed
-from core.tasks import signing
+from core.tasks import control, signing
 from core.tasks.transport import callbacks, held
 from core.tasks.transport.channel import OURS
 from core.tasks.transport.held import Held, Holder
@@ -110,7 +110,8 @@ class Consumer(Stock):  # type: ignore[misc]
         if loop := getattr(self.pool, "loop", None):
             holder.speaker = Speaker(holder, loop, lambda: holder.wake())
         self._lease = Lease(holder, self._turned, lambda: list(state.active_requests),
-                            lambda: self.pool.info.get("processes", ()), self._tell_of)  # fmt: skip
+                            lambda: self.pool.info.get("processes", ()), self._tell_of,
+                            control.cancel_running)  # fmt: skip
         self._lease.start()
         self.holder = holder
         held.hold(holder)

@@ -32,16 +32,18 @@ class Lease:
     """Renews the lease of a holder, and gives away what others held whose lease has ended."""
 
     def __init__(self, holder: Holder, turns: Callable[[], int | None], running: Callable[[], Iterable[Any]],
-                 children: Callable[[], Iterable[int]], lost: Callable[[bytes], None]) -> None:  # fmt: skip
+                 children: Callable[[], Iterable[int]], lost: Callable[[bytes], None],
+                 cancelled: Callable[[Any], object]) -> None:  # fmt: skip
         """
         Args:
             turns: How often the consumer has turned; None while it need not.
             running: The requests that run in this worker.
             children: The pool's processes.
             lost: Called with the message of each call that was set aside.
+            cancelled: Called with each request that runs and is marked as cancelled.
         """
         self._holder, self._turns, self._running = holder, turns, running
-        self._children, self._lost = children, lost
+        self._children, self._lost, self._cancelled = children, lost, cancelled
         self._patience = config.get_settings().task_worker_stuck_after
         self._every = min(holder.lease / 3, 5.0)
         #: Since when this worker's own lease has gone on without a gap. After an outage, others are given the time to
@@ -78,6 +80,7 @@ class Lease:
                 self._give_up(blocked)
             try:
                 self._renew()
+                self._look_for_cancellations()
                 away = False
             except (RedisError, OSError) as error:
                 if not away:
@@ -102,6 +105,15 @@ class Lease:
             logger.warning("worker %s was lost: %d of its calls put back", worker.decode(), back)
             for raw in aside:
                 self._lost(raw)
+
+    def _look_for_cancellations(self) -> None:
+        """Workers are told of a cancellation as it happens, unless they have no connection then. Its mark stays."""
+        marks, running = self._holder.marks, list(self._running())
+        if marks and running:
+            found = self._holder.client.mget([f"{marks}{request.id}" for request in running])
+            for request, mark in zip(running, found, strict=True):
+                if mark:
+                    self._cancelled(request)
 
     def _give_up(self, still: float) -> None:
         stacks = []

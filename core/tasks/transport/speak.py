@@ -61,7 +61,7 @@ class Speaker:
         self._turned.wait(MOMENT)
 
     def _turn(self, left: int) -> None:
-        if left:
+        if left and not self._turned.is_set():
             self._loop.call_soon(self._turn, left - 1)
         else:
             self._turned.set()
