@@ -25,6 +25,8 @@ from core.tasks.wire import Wire
 logger = logging.getLogger("core.tasks")
 
 FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+#: What is stored of a call that no worker has touched: nothing that anybody waits for.
+PENDING = b'{"status": "PENDING"'
 #: Keys that one command names, commands that one write holds, and channels that are left together, at most.
 BATCH = 100
 #: Seconds after which a connection that nobody needs is closed.
@@ -320,7 +322,7 @@ class Listener:
 
     def _found(self, key: str, data: bytes) -> None:
         waiters = self._waiting.get(key)
-        if not waiters:
+        if not waiters or data.startswith(PENDING):
             return
         meta = decoded(data)
         if meta.get("status") in FINAL:
