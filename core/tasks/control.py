@@ -59,7 +59,18 @@ def cancel_running(request: Any) -> bool:
 def add_commands() -> None:
     """Make this worker understand them."""
     from celery.worker import state as worker_state
-    from celery.worker.control import Panel, control_command, nok, ok, revoke, time_limit
+    from celery.worker.control import (
+        Panel,
+        autoscale,
+        control_command,
+        nok,
+        ok,
+        pool_grow,
+        pool_restart,
+        pool_shrink,
+        revoke,
+        time_limit,
+    )
     from redis.exceptions import RedisError
 
     if "cancel_call" in Panel.data:
@@ -94,6 +105,38 @@ def add_commands() -> None:
         if request is not None and again:  # on its way to a body, which has perhaps looked for cancellations already
             state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
         return ok(f"{task_id} does not run here")
+
+    def resize(command: Any, state: Any, n: int) -> Any:
+        if not hasattr(state.consumer.pool, "grow"):
+            return nok("this pool keeps its size: start the worker anew, with another --concurrency.")
+        try:
+            return command(state, n=n)
+        except ValueError as error:  # all processes are busy
+            return nok(str(error))
+
+    @control_command(args=[("n", int)], signature="[N=1]", name="pool_grow")  # type: ignore[untyped-decorator]
+    def grow(state: Any, n: int = 1, **_: Any) -> Any:
+        """Let n more calls run at once."""
+        return resize(pool_grow, state, n)
+
+    @control_command(args=[("n", int)], signature="[N=1]", name="pool_shrink")  # type: ignore[untyped-decorator]
+    def shrink(state: Any, n: int = 1, **_: Any) -> Any:
+        """Let n fewer calls run at once."""
+        return resize(pool_shrink, state, n)
+
+    @control_command(args=[("max", int), ("min", int)], signature="[max [min]]", name="autoscale")  # type: ignore[untyped-decorator]
+    def rescale(state: Any, **limits: Any) -> Any:
+        """Change the limits of a pool that grows and shrinks by itself."""
+        if not state.consumer.controller.autoscaler:
+            return nok("this worker does not scale its pool: one that can is started with --autoscale MAX,MIN.")
+        return autoscale(state, **limits)
+
+    @control_command(name="pool_restart")  # type: ignore[untyped-decorator]
+    def restart(state: Any, **options: Any) -> Any:
+        """Start the processes of the pool anew."""
+        if not state.app.conf.worker_pool_restarts:
+            return nok("pools are not restarted here: start the worker anew.")
+        return pool_restart(state, **options)
 
     if config.get_settings().remote_control == "safe":
         _refuse_what_is_not_safe(Panel, nok)

@@ -243,11 +243,14 @@ def _prepare(app: Any) -> None:
 
         def __init__(self, parent: Any, autoscale: Any = None, **options: Any) -> None:
             super().__init__(parent, **options)
-            if _pool_name(parent.pool_cls) == "asyncio":
-                _refuse("--autoscale", autoscale, "a call that waits costs no process. Use --concurrency.")
+            pool = _pool_name(parent.pool_cls)
+            if pool == "asyncio":
+                _refuse("--autoscale", autoscale, pool, "a call that waits costs no process. Use --concurrency.")
                 per_child = "a process runs all its calls at once."
-                _refuse("--max-tasks-per-child", parent.max_tasks_per_child, per_child)
-                _refuse("--max-memory-per-child", parent.max_memory_per_child, per_child)
+                _refuse("--max-tasks-per-child", parent.max_tasks_per_child, pool, per_child)
+                _refuse("--max-memory-per-child", parent.max_memory_per_child, pool, per_child)
+            elif pool == "threads":
+                _refuse("--autoscale", autoscale, pool, "it keeps its size. Use --concurrency.")
 
         def start(self, parent: Any) -> None:
             app.core_tasks_worker = parent
@@ -269,11 +272,11 @@ def _prepare(app: Any) -> None:
     correlation.follow()
 
 
-def _refuse(option: str, given: Any, why: str) -> None:
+def _refuse(option: str, given: Any, pool: str, why: str) -> None:
     from click import UsageError  # `celery worker` ends with this one's message and exit code, and no other's
 
     if given:
-        raise UsageError(f"{option} is not for the asyncio pool: {why}")
+        raise UsageError(f"{option} is not for the {pool} pool: {why}")
 
 
 def _at_init(conf: Any = None, options: Any = None, **_: Any) -> None:

@@ -85,7 +85,8 @@ def test_stats_tell_of_the_pool(made: World, pool: str) -> None:
 
 def test_a_pool_grows_and_shrinks_and_what_it_takes_with_it(made: World, pool: str) -> None:
     if pool == "threads":  # Celery's cannot
-        assert "error" in made.ask("pool_grow", n=2)
+        said = {"error": "this pool keeps its size: start the worker anew, with another --concurrency."}
+        assert [made.ask("pool_grow", n=2), made.ask("pool_shrink")] == [said, said]
         return
 
     def at_once() -> int:
@@ -110,6 +111,18 @@ def test_a_pool_grows_and_shrinks_and_what_it_takes_with_it(made: World, pool: s
     made.ask("pool_grow", n=3)
     wait_until(lambda: at_once() == 4, 10, "it takes four again")
     made.works()
+
+
+def test_what_a_pool_cannot_do_is_answered_in_words(made: World, pool: str) -> None:
+    """Celery logs a traceback for each, and answers with the name of an exception."""
+    call = made.running("nap_sync", 1.5) if pool == "prefork" else None
+
+    assert "started with --autoscale" in made.ask("autoscale", max=8, min=2)["error"]
+    assert made.ask("pool_restart") == {"error": "pools are not restarted here: start the worker anew."}
+    if call:
+        assert "Can't shrink pool" in made.ask("pool_shrink", n=4)["error"]
+        assert call.get() == "slept"
+    assert "pidbox command error" not in made.worker.text()
 
 
 def test_a_rate_limit_holds_calls_back(made: World) -> None:
@@ -319,12 +332,13 @@ def test_a_worker_without_remote_control_answers_nobody() -> None:
         (("--autoscale", "4,1"), "--autoscale is not for the asyncio pool"),
         (("--max-tasks-per-child", "10"), "is not for the asyncio pool"),
         (("--max-memory-per-child", "100000"), "is not for the asyncio pool"),
+        (("-P", "threads", "--autoscale", "4,1"), "--autoscale is not for the threads pool"),
     ],
 )
 @pytest.mark.parametrize(
     "command", [("core", "runworker", "--"), ("celery", "-A", "core", "worker")], ids=["core", "celery"]
 )
-def test_what_makes_no_sense_on_asyncio_is_refused(
+def test_what_makes_no_sense_on_a_pool_is_refused(
     empty: Project, command: tuple[str, ...], options: tuple[str, ...], said: str
 ) -> None:
     empty.write("src/settings.py", "from core.config import Settings\n\n\nclass AppSettings(Settings): ...\n")
@@ -335,7 +349,7 @@ def test_what_makes_no_sense_on_asyncio_is_refused(
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if "not for the asyncio pool" in line]) == 1
+    assert len([line for line in done.stderr.splitlines() if said in line]) == 1
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,13 @@ class Request(request.Request):  # type: ignore[misc]
             self._ends("failed", f"failed: {type(error).__name__}: {error}")
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
+    def on_retry(self, exc_info: Any) -> None:
+        """The attempt ended, and another one follows."""
+        if isinstance(exc_info.exception, ExceptionWithTraceback):
+            # Pickling unwraps it; Celery reckons with that alone, and would tell of the Retry, not of the error.
+            exc_info.exception = exc_info.exception.exc
+        super().on_retry(exc_info)
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """The attempt has run for too long."""
         if not soft:
