@@ -68,6 +68,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.testing.plugin",),
     (
         "core.tasks.beat",
+        "core.tasks.flower",
         "core.tasks.transport.callbacks",
         "core.tasks.transport.message",
         "core.tasks.transport.scripts",

@@ -11,8 +11,8 @@ from core.errors import CoreError
 
 #: The files with the commands.
 COMMANDS = (
-    "broker", "cancel", "check", "completion", "configuration", "dead", "dev", "health", "info", "init", "purge",
-    "queues", "result", "scheduler", "status", "tasks", "worker",
+    "broker", "cancel", "check", "completion", "configuration", "dead", "dev", "flower", "health", "info", "init",
+    "purge", "queues", "result", "scheduler", "status", "tasks", "worker",
 )  # fmt: skip
 
 

@@ -153,11 +153,12 @@ def test_a_connection_that_is_lost_and_comes_back_is_told_without_the_password(g
     assert_silent(guarded.scheduler.text())
 
 
-def test_flower_shows_no_password(guarded: Guarded) -> None:
+@pytest.mark.parametrize("command", [("core", "flower"), ("celery", "-A", "core", "flower")], ids=" ".join)
+def test_flower_shows_no_password(guarded: Guarded, command: tuple[str, ...]) -> None:
     port = free_port()
     flower = guarded.project.start(
-        "celery", "-A", "core", "flower", "--address=127.0.0.1", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true"
-    )
+        *command, "--address=127.0.0.1", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true"
+    )  # fmt: skip
 
     def page(path: str) -> str:
         try:

@@ -35,8 +35,9 @@ OURS = (
     "core -v result {dead} --json", "core -v purge --yes", "core -v completion bash", "core -v init other",
     "core -v health worker", "core -v health scheduler", "core -v health broker",
 )  # fmt: skip
-#: Those that run on, and whose logs are looked at: `core dev` runs the other two.
-SERVICES = {"core runworker", "core scheduler start", "core dev"}
+#: Those that run on, and whose logs are looked at: `core dev` runs the first two,
+#: and of Flower tests/acceptance/test_secrets.py sees the pages.
+SERVICES = {"core runworker", "core scheduler start", "core dev", "core flower"}
 CELERYS = ("report", "inspect conf", "inspect report", "inspect stats", "status")
 
 
