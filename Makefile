@@ -9,7 +9,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting bench-sizing check-deploy test-stock test-faults test-chaos test-celery soak clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting bench-sizing check-deploy test-flower test-stock test-faults test-chaos test-celery soak clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ test: lint types ## Lint, types, and the whole test suite
 
 test-rabbitmq: .venv/dev ## Run the tests with RabbitMQ as the broker, where rabbitmq-server is installed
 	@TEST_RABBITMQ=1 $(BIN)/python -m pytest tests/brokers
+
+test-flower: .venv/dev ## Look at every page of Flower with a browser, where Chromium is installed, and make the docs' pictures
+	@$(PIP) install 'playwright>=1.50'
+	@TEST_FLOWER=1 $(BIN)/python -m pytest tests/browser
 
 lint: .venv/dev ## Lint and check the format
 	@$(BIN)/ruff check .
