@@ -136,8 +136,6 @@ def _make() -> Any:
         "redis": f"{ours}Backend", "rediss": f"{ours}Backend", "sentinel": f"{ours}SentinelBackend",
     }  # fmt: skip
     app.conf.update(generated)
-    if app.conf.worker_consumer == celery_config.CONSUMER:
-        app.Task.Request = celery_config.REQUEST
     return app
 
 

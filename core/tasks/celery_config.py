@@ -15,7 +15,6 @@ from core.redis_url import BrokerURL, RedisURL
 VISIBILITY_TIMEOUT = 7200
 #: The consumer of a worker that takes its calls with our own transport.
 CONSUMER = "core.tasks.transport.consumer:Consumer"
-REQUEST = "core.tasks.transport.request:Request"
 POOL = "core.tasks.pool:TaskPool"
 
 

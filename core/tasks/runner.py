@@ -122,7 +122,6 @@ def register(app: Any, body: Body) -> Any:
     task = _task_class()()
     task.name = body.name
     task.body = body
-    task.Request = app.Task.Request
     task.reads_cancellations = is_one_database(app.conf)
     task.is_coroutine = body.is_coroutine
     task.__doc__ = body.function.__doc__

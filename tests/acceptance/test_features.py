@@ -143,8 +143,8 @@ def test_events_tell_of_every_step_once(made: World) -> None:
             wait_until(lambda name=name, call=call: seen(call) == sorted(expected[name]), 10, f"events of {name}")
         made.works()
         assert {name: seen(call) for name, call in calls.items()} == {n: sorted(e) for n, e in expected.items()}
-        of_ours = [event for event in found if event.get("uuid") == calls["ours"].id]
-        assert [event["exception"] for event in of_ours if "exception" in event] == ["TaskError('attempt 1')"]
+        said = {event["uuid"]: event["exception"] for event in found if event["type"] == "task-retried"}
+        assert said == {calls["ours"].id: "TaskError('attempt 1')", calls["plain"].id: "ValueError('attempt 1')"}
 
 
 # How a call ends

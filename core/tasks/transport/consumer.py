@@ -8,7 +8,7 @@ from base64 import b64decode
 from contextlib import suppress
 from typing import Any
 
-from celery import signals
+from celery import Task, signals
 from celery.app.task import Context
 from celery.worker import state
 from celery.worker.consumer import Consumer as Stock
@@ -23,6 +23,7 @@ from core.tasks.transport.channel import OURS
 from core.tasks.transport.held import Held, Holder
 from core.tasks.transport.lease import Lease
 from core.tasks.transport.message import Unreadable, names, read
+from core.tasks.transport.request import Request
 from core.tasks.transport.speak import Speaker
 
 logger = logging.getLogger("core.tasks")
@@ -86,6 +87,13 @@ class Consumer(Stock):  # type: ignore[misc]
             super().on_close()
         finally:
             self.pool = pool
+
+    def update_strategies(self) -> None:
+        """Say how a call of each task is received: as a request of ours, whatever class the task is made from."""
+        for task in self.app.tasks.values():
+            if task.Request == Task.Request:
+                task.Request = Request
+        super().update_strategies()
 
     def create_task_handler(self, *args: Any, **options: Any) -> Any:
         """The consumer is about to consume: say what is still held, and take calls from here on."""
