@@ -25,22 +25,6 @@ SAFE = frozenset((
 _asked: WeakSet[Any] = WeakSet()
 
 
-class _Steady(WeakSet[Any]):
-    """A set that one thread can go through while others change it."""
-
-    def __iter__(self) -> Iterator[Any]:
-        known = self.data.copy()  # type: ignore[attr-defined]  # in one step, as nothing else here is
-        return iter([member for reference in known if (member := reference()) is not None])
-
-
-def steady_requests() -> None:
-    """Let commands go through Celery's sets of requests, while calls begin and end in other threads."""
-    from celery.worker import state
-
-    for requests in (state.active_requests, state.reserved_requests, state.scheduled_requests):
-        requests.__class__ = _Steady
-
-
 def cancel_running(request: Any) -> bool:
     """Cancel the body of a call that this worker has; False when it does not run. Any thread may ask."""
     # A request of this process has a body that has just ended, or that looks for cancellations before it begins.
@@ -54,6 +38,17 @@ def cancel_running(request: Any) -> bool:
                 os.kill(request.worker_pid, bridge.INTERRUPT)
         return True
     return False
+
+
+class _Requests(WeakSet[Any]):
+    """Celery's sets of the calls that it holds, which one thread lists while calls begin and end in another one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            try:
+                return iter(list(super().__iter__()))
+            except RuntimeError:  # it was changed meanwhile: the command that asked would be lost
+                continue
 
 
 def add_commands() -> None:
@@ -73,9 +68,10 @@ def add_commands() -> None:
     )
     from redis.exceptions import RedisError
 
+    for requests in (worker_state.active_requests, worker_state.reserved_requests, worker_state.scheduled_requests):
+        requests.__class__ = _Requests  # Celery's functions keep the sets themselves
     if "cancel_call" in Panel.data:
         return
-    steady_requests()
 
     @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]", name="revoke")  # type: ignore[untyped-decorator]
     def revoke_for_good(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
