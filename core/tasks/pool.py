@@ -31,6 +31,9 @@ logger = logging.getLogger("core.tasks")
 
 #: Greenlets that wait for calls, at most.
 KEPT = 100
+#: Seconds for which calls are launched in one turn of the loop: in the next one those come to an end that have nothing
+#: to wait for.
+TURN = 0.005
 
 
 class Gone(BaseException):
@@ -112,8 +115,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._waiting: deque[Call] = deque()
         self._idle: list[_Tracer] = []
         self._pid = os.getpid()
-        self._awake = self._closing = False
+        self._awake = self._closing = self._filling = False
         self._ended = threading.Event()
+        #: What each call begins in. A call is launched when another one ends, and must not see that one's variables.
+        self._context = contextvars.copy_context()
         self._threads = ThreadPoolExecutor(config.get_settings().task_worker_threads, thread_name_prefix="core-tasks")
         #: The transport tells from there how calls end.
         self.loop = bridge.loop()
@@ -150,19 +155,37 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._fill()
 
     def _fill(self) -> None:
-        while self._waiting and len(self.calls) < self.limit and not self._closing:
-            call = self._waiting.popleft()
-            self.calls.add(call)
-            self._launch(call)
+        """Launch what there is room for, unless that is being done: a call may end while it is launched."""
+        if not self._filling:
+            self._filling = True
+            until = self.loop.time() + TURN
+            try:
+                while self._may_launch():
+                    call = self._waiting.popleft()
+                    self.calls.add(call)
+                    self._launch(call)
+                    if self.loop.time() >= until:
+                        break
+            finally:
+                self._filling = self._may_launch()
+                if self._filling:
+                    self.loop.call_soon(self._fill_on)
         if self._closing and not self.calls:
             self._ended.set()
+
+    def _fill_on(self) -> None:
+        self._filling = False
+        self._fill()
+
+    def _may_launch(self) -> bool:
+        return bool(self._waiting) and len(self.calls) < self.limit and not self._closing
 
     def _launch(self, call: Call) -> None:
         name, _, run, timeout, soft_timeout, on_timeout = call.asked
         task = self.app.tasks[name]
         keep_by_call(task)
         timeout, soft_timeout = timeout or self.options["timeout"], soft_timeout or self.options["soft_timeout"]
-        context = contextvars.copy_context()
+        context = self._context.copy()
         context.run(bridge.caller.set, call)
         if not getattr(task, "is_coroutine", False):
             future = self.loop.run_in_executor(self._threads, context.run, run)

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,7 @@ from core.errors import SyncInLoop
 from core.tasks import bridge
 from core.tasks.pool import TaskPool
 
+mine: ContextVar[str] = ContextVar("mine", default="nobody's")
 OPTIONS = {"timeout": None, "soft_timeout": None}
 
 
@@ -89,6 +92,51 @@ def test_calls_that_wait_share_the_loop_and_no_more_of_them_run_than_the_limit(c
     calls.let_go()
 
     wait_until(lambda: calls.ended == dict.fromkeys(range(3), "released"), 5, "all have ended")
+
+
+def test_calls_that_end_as_they_are_launched_do_so_however_many_they_are(calls: Calls) -> None:
+    """As those do whose arguments cannot be read. Each of them makes room for the next one."""
+    for number in range(3000):
+        calls.add(number, lambda number=number: number)  # type: ignore[misc]
+
+    wait_until(lambda: len(calls.ended) == 3000, 20, "all have ended")
+    assert calls.begun == list(range(3000))
+    assert calls.pool.info["running"] == calls.pool.info["waiting"] == 0
+
+
+def test_many_calls_do_not_hold_up_the_loop_while_they_are_launched(calls: Calls) -> None:
+    """Else none ends before the last one has begun, however little it has to do."""
+    calls.pool.grow(200)
+    seen: dict[int, int] = {}
+
+    def begins(number: int) -> None:
+        time.sleep(0.002)  # what a slow machine takes to launch one
+        calls.waits()
+        seen[number] = len(calls.begun)
+
+    for number in range(100):
+        calls.add(number, partial(begins, number))
+    calls.let_go()
+
+    wait_until(lambda: len(calls.ended) == 100, 20, "all have ended")
+    assert seen[0] < 50
+
+
+def test_a_call_sees_no_context_of_the_one_that_made_room_for_it(calls: Calls) -> None:
+    def waits() -> str:
+        mine.set("another call's")
+        return calls.waits()
+
+    for number in range(2):
+        calls.add(number, waits)
+    for number in range(2, 12):
+        calls.add(number, mine.get)
+    wait_until(lambda: len(calls.begun) == 2, 5, "there is no more room")
+
+    calls.let_go()
+
+    wait_until(lambda: len(calls.ended) == 12, 5, "all have ended")
+    assert {calls.ended[number] for number in range(2, 12)} == {"nobody's"}
 
 
 def test_a_pool_that_grows_begins_what_waited_and_one_that_shrinks_stops_nothing(calls: Calls) -> None:
