@@ -7,6 +7,7 @@ the Redis client's own, written to and read only where neither can block; the re
 import asyncio
 import threading
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -79,14 +80,14 @@ class Speaker:
 
     def _store_starts(self) -> None:
         now = self._loop.time()
-        while self._begun:
-            tag, (due, write) = next(iter(self._begun.items()))  # the earliest
-            if due > now:
-                self._loop.call_later(due - now, self._store_starts)
-                return
+        due = list(takewhile(lambda begun: begun[1][0] <= now, self._begun.items()))  # the earliest come first
+        for tag, (_, write) in due:
             del self._begun[tag]
             write()
-        self._looks = False
+        first = next(iter(self._begun.values()), None)
+        self._looks = first is not None
+        if first is not None:
+            self._loop.call_later(first[0] - now, self._store_starts)
 
     def soon(self) -> None:
         """Tell what there is to tell when the loop turns. Any thread may ask."""
