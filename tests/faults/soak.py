@@ -9,6 +9,7 @@ should.
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent.parent))
 
 from load.calls import plan, play
-from stock.world import World, world
+from stock.world import Call, World, world
 from support import held, wait_until
 
 PROCESSES, CONCURRENCY = 2, 1000
@@ -68,7 +69,10 @@ class Soak:
     def sample(self) -> dict[str, float]:
         """What the worker takes now that nothing runs."""
         redis = self.made.redis
-        wait_until(lambda: not held(redis) and not redis.llen("default"), 30, "nothing runs")
+        try:
+            wait_until(lambda: not held(redis) and not redis.llen("default"), 30, "nothing runs")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.left()}") from None
         looks = self.looks()
         assert len(looks) == PROCESSES, f"{PROCESSES - len(looks)} processes do not answer"
         names = ("asyncio tasks", "threads", "descriptors", "bodies", "tracers", "objects")
@@ -79,6 +83,18 @@ class Soak:
         self.samples.append(found)
         self.kinds.append(sum((Counter(look["kinds"]) for look in looks), Counter[str]()))
         return found
+
+    def left(self) -> str:
+        """What is known of the calls that have not ended."""
+        lines = self.made.file.read_text().splitlines()
+        found = []
+        for message in [*held(self.made.redis), *self.made.redis.lrange("default", 0, -1)]:
+            headers = json.loads(message)["headers"]
+            id = headers["id"]
+            marks = [said.split(maxsplit=1)[1] for said in lines if said.startswith(id)]
+            state = Call(self.made.redis, id).state
+            found.append(f"{headers['task']}{headers['argsrepr']}[{id}] is {state}, root {headers['root_id']}: {marks}")
+        return "\n".join([*found, self.made.worker.text()[-3000:]])
 
     def round(self, seed: int) -> list[str]:
         """Make the calls of one round, and say which did not end as they should."""

@@ -158,5 +158,5 @@ def look(state: Any) -> dict[str, Any]:
         "bodies": len(runner.running()),
         "tracers": sum(isinstance(each, greenlet) and getattr(each, "call", None) is not None for each in found),
         "objects": len(found),
-        "kinds": dict(Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in found).most_common(40)),
+        "kinds": dict(Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in found).most_common(400)),
     }
