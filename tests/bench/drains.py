@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from support import Process, wait_until
 
@@ -51,13 +51,15 @@ class Proxy:
 
 
 class Crew:
-    """Workers that share one list."""
+    """Workers that share their lists."""
 
-    def __init__(self, client: Any, queue: str, *workers: Process) -> None:
+    def __init__(self, client: Any, queue: str, *workers: Process, more_queues: tuple[str, ...] = ()) -> None:
         """Args:
         client: Of their database, which nobody else uses meanwhile.
+        queue: The only one that they serve, or the first.
         """
         self.client, self.queue, self.workers = client, queue, workers
+        self.queues = (queue, *more_queues)
 
     def stand_still(self) -> None:
         """Stop all their processes, where they are."""
@@ -114,9 +116,10 @@ def _ticks(pid: int) -> int:
 class Drained:
     """What one drain took, for each call."""
 
-    #: Seconds, and those of the workers' processors.
+    #: Seconds, those of the workers' processors, and those of the server's.
     wall: float
     processor: float
+    server: float
     #: Commands that the server has run, and round trips.
     commands: float
     trips: float
@@ -130,34 +133,40 @@ def drain(crew: Crew, fill: Callable[[], object], calls: int) -> Drained:
     """
     client = crew.client
     held = [f"core-held-{worker.decode()}" for worker in client.zrange("core-workers", 0, -1)]
-    looks, ended = 0, 0.0
+    looks, ended, busy, after = 0, 0.0, 0.0, counted(client)
 
     def over() -> bool:
-        nonlocal looks, ended
+        nonlocal looks, ended, after, busy
         looks, ended = looks + 1, time.perf_counter()
         with client.pipeline(transaction=False) as asked:
-            asked.llen(crew.queue).hlen("unacked")
+            asked.hlen("unacked")
+            for queue in crew.queues:
+                asked.llen(queue)
             for key in held:
                 asked.hkeys(key)
-            waiting, unacked, *names = asked.execute()
-        return not (waiting or unacked or set().union(*names) - NO_CALLS) and succeeded(client) >= calls
+            found = asked.execute()
+        lists = 1 + len(crew.queues)
+        if any(found[:lists]) or set().union(*found[lists:]) - NO_CALLS:
+            return False
+        after, busy = counted(client), crew.seconds()
+        return succeeded(client) >= calls
 
     fill()
-    commands, trips, busy, began = *counted(client), crew.seconds(), time.perf_counter()
+    before, idle, began = counted(client), crew.seconds(), time.perf_counter()
     with crew.awake():
         try:
-            wait_until(over, 60, "all calls have succeeded")
+            wait_until(over, 60 + calls / 1000, "all calls have succeeded")
         except AssertionError as error:
             left = {key.decode(): client.hlen(key) for key in client.keys("core-held-*")}
             said = "".join(worker.text()[-3000:] for worker in crew.workers)
-            raise AssertionError(
-                f"{error}: {client.llen(crew.queue)} wait, {Counter(states(client))}, held {left}\n{said}"
-            ) from None
-    busy = crew.seconds() - busy
-    after = counted(client)
+            waiting = [client.llen(queue) for queue in crew.queues]
+            raise AssertionError(f"{error}: {waiting} wait, {Counter(states(client))}, held {left}\n{said}") from None
     forget(client)
-    commands, trips = after[0] - commands - looks * (2 + len(held)) - 2, after[1] - trips - looks - 3
-    return Drained((ended - began) / calls, busy / calls, commands / calls, trips / calls)
+    # What was asked here is not the workers' doing.
+    commands = after.commands - before.commands - looks * (1 + len(crew.queues) + len(held))
+    trips = after.reads - before.reads - looks - READS
+    server = after.seconds - before.seconds
+    return Drained(*(figure / calls for figure in (ended - began, busy - idle, server, commands, trips)))
 
 
 def states(client: Any) -> list[str]:
@@ -178,8 +187,22 @@ def forget(client: Any) -> None:
         client.unlink(*keys)
 
 
-def counted(client: Any) -> tuple[int, int]:
-    """Commands that the server has run, and reads that it has made."""
-    commands = client.info("commandstats")
+class Counted(NamedTuple):
+    """What a server has done."""
+
+    #: Commands that it has run, those inside scripts included; reads that it has made; its processor's seconds.
+    commands: int
+    reads: int
+    seconds: float
+
+
+#: Reads that `counted` takes.
+READS = 3
+
+
+def counted(client: Any) -> Counted:
+    """What the server has done so far."""
+    commands, cpu = client.info("commandstats"), client.info("cpu")
     total = sum(stats["calls"] for name, stats in commands.items() if not name.startswith("cmdstat_info"))
-    return total, client.info("stats")["total_reads_processed"]
+    reads = client.info("stats")["total_reads_processed"]
+    return Counted(total, reads, cpu["used_cpu_user"] + cpu["used_cpu_sys"])

@@ -51,20 +51,22 @@ class World:
 
     @contextmanager
     def ours(
-        self, at_once: int, queue: str = "default", level: str = "warning", delay: float | None = None
-    ) -> Iterator[Crew]:
-        """Two processes of ours.
+        self, at_once: int, queue: str = "default", level: str = "warning", delay: float | None = None,
+        processes: int = 2, more_queues: tuple[str, ...] = (),
+    ) -> Iterator[Crew]:  # fmt: skip
+        """A worker of ours.
 
         Args:
-            at_once: Calls that run at once, in both.
+            at_once: Calls that run at once, in all processes.
             delay: Seconds that each of their round trips takes longer, by way of a proxy; None goes without one.
         """
         port = self.port if delay is None else Proxy(self.port, delay).port
+        queues = [word for name in (queue, *more_queues) for word in ("--queue", name)]
         worker = self.made.start(
-            "core", "runworker", "--processes", "2", "--concurrency", str(at_once), "--queue", queue,
+            "core", "runworker", "--processes", str(processes), "--concurrency", str(at_once), *queues,
             "--loglevel", level, REDIS_URL=f"redis://127.0.0.1:{port}/0",
         )  # fmt: skip
-        with self._crew(self.client, queue, self._add(queue).delay_many_sync, worker) as crew:
+        with self._crew(self.client, queue, self._add(queue).delay_many_sync, worker, more_queues=more_queues) as crew:
             yield crew
 
     @contextmanager
@@ -76,9 +78,12 @@ class World:
             yield crew
 
     @contextmanager
-    def _crew(self, client: Any, queue: str, fill: Callable[[Any], object], *workers: Process) -> Iterator[Crew]:
+    def _crew(
+        self, client: Any, queue: str, fill: Callable[[Any], object], *workers: Process,
+        more_queues: tuple[str, ...] = (),
+    ) -> Iterator[Crew]:  # fmt: skip
         """Let workers run a few calls, and make them stand still."""
-        crew = Crew(client, queue, *workers)
+        crew = Crew(client, queue, *workers, more_queues=more_queues)
         try:
             fill([(1, 2)] * 100)
             wait_until(lambda: states(client).count("SUCCESS") >= 100, 30, f"{queue} is served")
@@ -101,7 +106,12 @@ class World:
         """Drain no-op calls."""
         many = [(number, 2) for number in range(calls)]
         if crew.client is self.client:
-            return drain(crew, lambda: self._add(crew.queue).delay_many_sync(many), calls)
+
+            def fill() -> None:
+                for number, queue in enumerate(crew.queues):
+                    self._add(queue).delay_many_sync(many[number :: len(crew.queues)])
+
+            return drain(crew, fill, calls)
         return drain(crew, lambda: self.fill_plain(many), calls)
 
 
