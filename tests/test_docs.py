@@ -97,7 +97,7 @@ class Reader:
                 check_command(words)
             if words[0] in CHECKED_ONLY:
                 check_tool(words)
-            elif any(command.startswith(kind) for kind in LONG_RUNNING):
+            elif any(command.startswith(kind) for kind in LONG_RUNNING) and "--burst" not in words:
                 self._start(command)
                 self._stale = False
             elif words[:4] == ["celery", "-A", "core", "flower"]:

@@ -52,6 +52,12 @@ def _positive(_context: click.Context, _parameter: click.Parameter, value: int |
     default="info",
     help="The least level that is logged, on stderr.",
 )
+@click.option(
+    "--burst",
+    is_flag=True,
+    help="Work off what is there, then exit 0, whether calls failed or not. Calls that wait for their time (countdown, "
+    "eta, next attempt) stay for the next worker. Exits 69 where the broker does not answer.",
+)
 @click.option("--reload", is_flag=True, help="Start again when the project's code changes.")
 @click.option(
     "--metrics-port",
@@ -74,6 +80,7 @@ def command(
     processes: int | None,
     pool: str | None,
     loglevel: str,
+    burst: bool,
     reload: bool,
     metrics_port: int | None,
     metrics_host: str,
@@ -84,6 +91,8 @@ def command(
     The first Ctrl-C or SIGTERM lets running calls finish, a second one puts them back and quits.
     After `--` come options of `celery worker`, as in: core runworker -- --max-tasks-per-child 100
     """
+    if burst and reload:
+        raise click.UsageError("--burst ends when nothing is left, and --reload never: choose one of them.")
     project = options.load()
     if reload:
         from core import reloader
@@ -101,6 +110,7 @@ def command(
             loglevel=loglevel.upper(),
             metrics_port=metrics_port,
             metrics_host=metrics_host,
+            once=burst,
             extra=celery_options,
         )
     )

@@ -101,6 +101,18 @@ def waiting(names: Sequence[str] = ()) -> dict[str, int | None]:
         return {name: redis.waiting(name) for name in wanted}
 
 
+def are_empty(names: Sequence[str]) -> bool:
+    """Whether no call waits in these queues for a worker, nor is one about to that a worker was lost with.
+
+    Raises:
+        BrokerUnreachable: The broker does not answer.
+    """
+    if not isinstance(embedded.broker_url(), RedisURL):
+        return not any(count for _, count in _waiting_elsewhere(celery_app.producer().connection, names))
+    with _Redis.opened() as redis:
+        return not any(redis.waiting(name) for name in names) and not redis.has_lost()
+
+
 def purge(name: str) -> int:
     """Drop the calls that wait in a queue for a worker; how many they were. What runs, or waits for its time, stays.
 
@@ -140,7 +152,10 @@ class _Redis:
         return backlog.lists_of(name, self._options, self._prefix)
 
     def waiting(self, name: str) -> int:
-        return sum(int(self._client.llen(key)) for key in self._lists(name))
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in self._lists(name):
+                pipe.llen(key)
+            return sum(map(int, pipe.execute()))
 
     def oldest(self, name: str) -> float | None:
         now = time.time()
@@ -153,6 +168,12 @@ class _Redis:
     def held(self) -> Counter[str]:
         workers = self._client.zrange(f"{self._prefix}core-workers", 0, -1)
         return sum((self._counted(f"core-held-{worker.decode()}") for worker in workers), self._counted("unacked"))
+
+    def has_lost(self) -> bool:
+        """Whether workers hold calls whose lease has ended; the next one that looks gives those back."""
+        now, microseconds = self._client.time()
+        lost = self._client.zrange(f"{self._prefix}core-workers", "-inf", now + microseconds / 1e6, byscore=True)
+        return any(self._counted(f"core-held-{worker.decode()}") for worker in lost)
 
     def _counted(self, key: str) -> Counter[str]:
         counts: Counter[str] = Counter()

@@ -21,6 +21,7 @@ from core import config, discovery, embedded
 from core.errors import BrokerUnreachable, ConfigurationError, OptionError, TasksDisabled
 from core.tasks import (
     bridge,
+    burst,
     celery_app,
     celery_config,
     checks,
@@ -35,6 +36,7 @@ from core.tasks import (
     watchdog,
 )
 from core.tasks.definition import SyncPeriodicTask, SyncTask
+from core.tasks.together import Together
 
 logger = logging.getLogger("core.tasks")
 
@@ -73,6 +75,7 @@ def run(
     loglevel: str = "INFO",
     metrics_port: int | None = None,
     metrics_host: str = "127.0.0.1",
+    once: bool = False,
     extra: Sequence[str] = (),
 ) -> int:
     """Run a worker in this process until it is stopped, and return its exit code.
@@ -85,6 +88,7 @@ def run(
         loglevel: The least level that is logged.
         metrics_port: Where Prometheus reads; None counts nothing.
         metrics_host: The address of this host that it reads from.
+        once: Whether it ends when it has worked off what is there.
         extra: More options, as `celery worker` takes them.
 
     Raises:
@@ -92,6 +96,7 @@ def run(
         ConfigurationError: The project, the broker's URL or password, or the port of the metrics cannot be used.
         OptionError: *processes* is given for a pool that has none to choose.
         UnknownQueue: A queue that no task and no setting names.
+        BrokerUnreachable: The broker does not answer, and *once* is set: nobody waits for it then.
     """
     settings = config.get_settings()
     if not settings.task_enabled:
@@ -110,6 +115,8 @@ def run(
         metrics.listen(metrics_host, metrics_port)
     if own := discovery.own_core(config.get_project().root):
         logger.warning("%s has the name of the installed package `core`: `celery -A core` would load yours", own)
+    if once:
+        celery_app.producer()  # whoever waits for the end of a burst shall see that there is no broker
     heartbeat.begin(config.get_project().root)
     if not wait_for_broker():
         heartbeat.end()
@@ -123,42 +130,26 @@ def run(
     if queues:
         options += ["--queues", ",".join(queues)]
     count = concurrency or settings.task_worker_concurrency or AT_ONCE.get(pool)
-    if pool != "asyncio":
+    if pool == "asyncio":
+        assert count is not None
+        processes = min(processes or settings.task_worker_processes or supervisor.cores(), count)
+    together = Together(count, processes) if count and processes and processes > 1 else None
+    if once:
+        app.steps["consumer"].add(burst.boot_step(together))
+    if together is None:
         return _node([*options, *extra], count)
-    assert count is not None
-    processes = min(processes or settings.task_worker_processes or supervisor.cores(), count)
-    if processes == 1:
-        return _node([*options, *extra], count)
-    share, more = divmod(count, processes)
-    together = _Together(count, processes)
+    share, more = divmod(together.concurrency, together.processes)
     for module in BEFORE_THE_FORK:
         importlib.import_module(module)
     heartbeat.end()  # each process has its own
     return supervisor.supervise(
         lambda number: _node([*options, *extra], share + (number <= more), together, number),
-        processes,
+        together.processes,
         grace=settings.task_shutdown_timeout,
     )
 
 
-class _Together:
-    """What the processes of one worker know of each other."""
-
-    def __init__(self, concurrency: int, processes: int) -> None:
-        self.concurrency, self.processes = concurrency, processes
-        self._others, others = os.pipe()
-        os.set_blocking(self._others, False)
-        os.write(others, b"." * (processes - 1))
-
-    def is_complete(self) -> bool:
-        """Whether all others serve already; each process asks once, when it does itself."""
-        try:
-            return not os.read(self._others, 1)
-        except BlockingIOError:
-            return True
-
-
-def _node(options: Sequence[str], concurrency: int | None, together: _Together | None = None, number: int = 0) -> int:
+def _node(options: Sequence[str], concurrency: int | None, together: Together | None = None, number: int = 0) -> int:
     """Run Celery's worker in this process.
 
     Args:
@@ -169,6 +160,7 @@ def _node(options: Sequence[str], concurrency: int | None, together: _Together |
     app.core_tasks_together = together
     metrics.take_row(max(number - 1, 0))
     if together:
+        together.join(number)
         heartbeat.begin(config.get_project().root, os.getppid(), number, together.processes)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # Two workers on one host are ordinary, and two nodes of one name answer for each other.
