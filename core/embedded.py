@@ -266,13 +266,22 @@ def server_binary() -> str:
     )
 
 
+def is_own(path: Path) -> bool:
+    """Whether there is a socket, and not somebody else's: the directory may be shared.
+
+    Raises:
+        OSError: There is none.
+    """
+    return path.stat().st_uid in (os.getuid(), 0)
+
+
 def _ask(path: Path) -> dict[str, Any] | None:
     """The server's own account of itself, or None when nobody answers at this socket."""
     from redis import RedisError
 
     try:
-        if path.stat().st_uid not in (os.getuid(), 0):
-            return None  # in a shared directory, somebody else's socket is not our server
+        if not is_own(path):
+            return None
         with RedisURL(socket=str(path)).client(socket_timeout=1) as client:
             return dict(client.info("server"))
     except (OSError, RedisError):  # it may also still load its data

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import CORE, clean_environment
+from support import CORE, clean_environment, redis_server
 
 import core
 
@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core.discovery", "core.field", "core.pidfile", "core.redis_url"),
     ("core.broker_error", "core.config", "core.health"),
     ("core.embedded", "core.reloader"),
+    ("core.ping",),
     ("core.tasks.bridge", "core.tasks.progress"),
     (
         "core.tasks.schedule",
@@ -218,6 +219,23 @@ except SystemExit as end:
     assert end.code == 3, end.code
 """
     assert loaded(code) & set(HEAVY) == {"click"}
+
+
+def test_asking_the_broker_loads_the_settings_and_neither_celery_nor_the_redis_client(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text("from core.config import Settings\nclass AppSettings(Settings): ...\n")
+    with redis_server("--requirepass", "secret") as (url, _):
+        code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+os.environ["REDIS_URL"] = {url.replace("//", "//:secret@")!r}
+sys.argv = ["core", "health", "broker"]
+from core.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0, end.code
+"""
+        assert loaded(code) & {*HEAVY, "opentelemetry"} == {"click", "pydantic", "pydantic_settings"}
 
 
 @pytest.mark.parametrize("module", ["core.errors", "core.discovery", "core.redis_url", "core.tasks.retry"])

@@ -50,6 +50,12 @@ def scheduler(options: Options, max_age: float, pidfile: Path | None) -> None:
 def broker(options: Options) -> None:
     """Ask the broker whether it is there. Starts no development server."""
     options.load()
-    from core.tasks import checks
+    from core import config, ping
 
-    click.echo(f"healthy: {checks.ping()} answers")
+    where = ping.broker()
+    if where is None:
+        from core.tasks import celery_app
+
+        celery_app.producer()
+        where = str(config.get_settings().broker_url)
+    click.echo(f"healthy: {where} answers")

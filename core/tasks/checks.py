@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from core import config, embedded
 from core.broker_error import broker_error
-from core.errors import BrokerUnreachable, CoreError
+from core.errors import CoreError
 from core.redis_url import RedisURL
 from core.tasks import celery_app
 from core.tasks.definition import Task
@@ -56,31 +56,6 @@ def findings(deploy: bool) -> list[Finding]:
     except (RedisError, OSError) as error:
         raise broker_error(error, url) from error
     return sorted(found + list(_of_limits()), key=lambda finding: finding.level)
-
-
-def ping() -> str:
-    """Ask the broker whether it is there, and return where that is. Starts no development server.
-
-    Raises:
-        BrokerUnreachable: It does not answer.
-        ConfigurationError: It does not let us in.
-    """
-    from redis.exceptions import RedisError
-
-    root, url = config.get_project().root, config.get_settings().broker_url
-    if url is None:
-        if server := embedded.find(root):
-            return str(server.url)
-        raise BrokerUnreachable(str(embedded.socket_path(root)), "the development server is not up")
-    if not isinstance(url, RedisURL):
-        celery_app.producer()
-        return str(url)
-    try:
-        with url.client() as client:
-            client.ping()
-    except (RedisError, OSError) as error:
-        raise broker_error(error, url) from error
-    return str(url)
 
 
 def warn() -> None:

@@ -202,7 +202,7 @@ def test_no_command_and_no_log_shows_a_password(guarded: tuple[Project, Watched]
     scheduler.wait_for("Sending due task")
     shown = []
     for command in (("core", "config"), ("celery", "-A", "core", "report"), ("celery", "-A", "core", "inspect", "conf"),
-                    ("core", "scheduler", "list")):  # fmt: skip
+                    ("core", "scheduler", "list"), ("core", "health", "broker")):  # fmt: skip
         done = made.run(*command)
         assert done.returncode == 0, done.stderr
         shown.append(done.stdout + done.stderr)
