@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from core import config
+from core import config, pidfile
 from core.errors import ConfigurationError, EmbeddedServerError, NotRunning
 from core.redis_url import BrokerURL, RedisURL
 
@@ -136,23 +136,11 @@ def stop(root: Path, timeout: float = 10.0) -> Server:
     with contextlib.suppress(ProcessLookupError):
         os.kill(server.pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout
-    while _alive(server.pid):
+    while pidfile.runs(server.pid):
         if time.monotonic() > deadline:
             raise EmbeddedServerError(f"The development server (pid {server.pid}) did not stop within {timeout:g} s.")
         time.sleep(0.01)
     return server
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    try:
-        # A zombie that its parent has not collected yet has ended all the same.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
-        return not Path("/proc/self").exists()
 
 
 def _state_directory(root: Path) -> Path:

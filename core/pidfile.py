@@ -131,3 +131,15 @@ def _locked_by(file: int) -> int | None:
 def _written(file: int) -> int | None:
     text = os.pread(file, 32, 0).decode(errors="replace").strip()
     return int(text) if text.isascii() and text.isdigit() else None
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this user runs. One that has ended does not, whether its parent has collected it or not."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return not Path("/proc/self").exists()

@@ -5,11 +5,14 @@ process in its place goes on from there.
 """
 
 import mmap
+import os
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from core import pidfile
 
 Outcome = Literal["success", "failed", "retried", "cancelled"]
 OUTCOMES: tuple[Outcome, ...] = ("success", "failed", "retried", "cancelled")
@@ -44,7 +47,7 @@ class Figures:
     def __init__(self, tasks: Iterable[str]) -> None:
         self._places = {name: _HEAD + number * _WIDTH for number, name in enumerate(sorted(tasks))}
         self._length = _HEAD + len(self._places) * _WIDTH
-        # Which rows are used stands before them all: the memory of the others is never touched, and so never taken.
+        # Whose each row is stands before them all, by pid: the memory of the others is never touched, so never taken.
         self._cells = memoryview(mmap.mmap(-1, (ROWS + ROWS * self._length) * 8)).cast("d")
         self._lock = threading.Lock()
         self.take_row(0)
@@ -54,7 +57,7 @@ class Figures:
         number = min(number, ROWS - 1)
         self._lock = threading.Lock()  # a thread of the parent may have held the one before
         self._row = ROWS + number * self._length
-        self._cells[number] = 1
+        self._cells[number] = os.getpid()
         self.now(in_flight=0, lag=0.0)
 
     def now(self, *, in_flight: int, lag: float) -> None:
@@ -74,12 +77,12 @@ class Figures:
                 cells[at + _SUM] += seconds
 
     def in_flight(self) -> int:
-        """Calls that run now, in all processes."""
-        return int(sum(self._cells[row + _IN_FLIGHT] for row in self._rows()))
+        """Calls that run now, in all processes that run."""
+        return int(sum(self._cells[row + _IN_FLIGHT] for row in self._rows(alive=True)))
 
     def lag(self) -> float:
         """The longest that an event loop takes to react, in seconds."""
-        return max(self._cells[row + _LAG] for row in self._rows())
+        return max(self._cells[row + _LAG] for row in self._rows(alive=True))
 
     def totals(self) -> dict[str, TaskTotals]:
         """What has become of the calls of each task, by name."""
@@ -91,5 +94,7 @@ class Figures:
         outcomes = dict(zip(OUTCOMES, map(int, summed), strict=False))
         return TaskTotals(outcomes, [int(count) for count in summed[_BUCKETS:_SUM]], summed[_SUM])
 
-    def _rows(self) -> list[int]:
-        return [ROWS + number * self._length for number in range(ROWS) if self._cells[number]]
+    def _rows(self, alive: bool = False) -> list[int]:
+        """Where the rows begin; with *alive* those of processes that run."""
+        owners = {number: int(self._cells[number]) for number in range(ROWS) if self._cells[number]}
+        return [ROWS + number * self._length for number, pid in owners.items() if not alive or pidfile.runs(pid)]

@@ -32,6 +32,13 @@ async def waits() -> None:
         await asyncio.sleep(0.02)
 
 
+@task
+async def waits_in(file: str) -> None:
+    with open(file, "w") as told:
+        print(os.getpid(), file=told)
+    await waits()
+
+
 @task(queue="later")
 async def later() -> None: ...
 
@@ -183,6 +190,67 @@ def test_what_a_process_has_counted_outlives_it_and_a_frozen_one_holds_nobody_up
     wait_until(lambda: len(served.nodes()) == 2 and second not in served.nodes(), 10, "it is started again")
 
     assert scraped(served.port)["finished_total[quick,success]"] == before
+
+
+def test_what_a_killed_process_had_in_flight_is_not_shown_while_nobody_is_in_its_place(served: Served) -> None:
+    """Its supervisor stands still, so nobody starts it again, and it is not even collected."""
+    enough = served.project.root / "enough"
+    enough.unlink(missing_ok=True)
+    done = served.project.python("import asyncio; from src.tasks import waits; asyncio.run(waits.delay_many([()] * 4))")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: scraped(served.port)["in_flight"] == 4, 20, "four calls run")
+    before = scraped(served.port)
+    served.worker.signal(signal.SIGSTOP)
+    try:
+        os.kill(served.nodes()[0], signal.SIGKILL)
+
+        found = wait_until(lambda: (f := scraped(served.port))["in_flight"] == 2 and f, 5, "two calls run")
+        assert found["finished_total[quick,success]"] == before["finished_total[quick,success]"]
+        assert found["seconds_sum[quick]"] == before["seconds_sum[quick]"]
+    finally:
+        served.worker.signal(signal.SIGCONT)
+    enough.touch()
+    wait_until(lambda: scraped(served.port)["finished_total[waits,success]"] >= before["finished_total[waits,success]"]
+               + 2, 20, "the others end")  # fmt: skip
+
+
+def test_a_killed_pool_process_takes_no_count_with_it(served: Served) -> None:
+    """Its call runs again in another one, and is counted there."""
+    made, port = served.project, free_port()
+    (made.root / "enough").unlink(missing_ok=True)
+    file = made.root / "pid"
+    worker = made.worker("--pool", "prefork", "--queue", "later", "--concurrency", "1", "--metrics-port", str(port))
+    served.client.delete("later")
+    done = made.python(f"""
+import asyncio
+from src.tasks import quick, waits_in
+
+async def main():
+    for _ in range(3):
+        await (await quick.options(queue="later").delay()).get(timeout=20)
+    await waits_in.options(queue="later").delay({str(file)!r})
+
+asyncio.run(main())
+""")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: file.exists() and file.read_text().strip(), 20, "it runs")
+    wait_until(lambda: scraped(port)["in_flight"] == 1, 10, "it is in flight")
+    child = int(file.read_text())
+    file.unlink()
+
+    os.kill(child, signal.SIGKILL)
+
+    wait_until(lambda: file.exists() and file.read_text().strip(), 20, "it runs in another process")
+    found = scraped(port)
+    assert found["finished_total[quick,success]"] == found["seconds_count[quick]"] == 3
+    assert found["in_flight"] == 1
+    (made.root / "enough").touch()
+    found = wait_until(lambda: (f := scraped(port))["finished_total[waits_in,success]"] and f, 20, "it is counted")
+    assert found["finished_total[waits_in,failed]"] == 0
+    assert found["seconds_count[waits_in]"] == 1
+    assert found["finished_total[quick,success]"] == 3
+    wait_until(lambda: scraped(port)["in_flight"] == 0, 10, "nothing is in flight")
+    worker.stop()
 
 
 def test_a_redis_that_hangs_makes_no_scrape_hang(served: Served) -> None:

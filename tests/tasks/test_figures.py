@@ -3,6 +3,8 @@
 import os
 import threading
 
+from support import wait_until
+
 from core.tasks.figures import ENDS, ROWS, Figures
 
 
@@ -36,16 +38,27 @@ def test_what_all_processes_have_counted_is_summed_wherever_it_is_asked() -> Non
     assert figures.totals()["b"].outcomes == dict.fromkeys(totals.outcomes, 0)
 
 
-def test_what_is_so_at_the_moment_ends_with_the_next_process_of_a_row() -> None:
+def test_what_is_so_at_the_moment_ends_with_the_process_whose_it_was() -> None:
     figures = Figures(["a"])
-    in_a_fork(figures, 1)
-    in_a_fork(figures, 2)
     figures.now(in_flight=4, lag=0.01)
-    assert (figures.in_flight(), figures.lag()) == (7, 0.2)
+    waits, lives = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(lives)
+        figures.take_row(2)
+        figures.now(in_flight=2, lag=0.2)
+        os.read(waits, 1)
+        os._exit(0)
+    wait_until(lambda: (figures.in_flight(), figures.lag()) == (6, 0.2), 10, "both are summed")
 
-    figures.take_row(2)
+    os.close(lives)
 
-    assert (figures.in_flight(), figures.lag()) == (5, 0.1)
+    # It is not collected yet, and counts no more.
+    wait_until(lambda: (figures.in_flight(), figures.lag()) == (4, 0.01), 10, "one is left")
+    os.close(waits)
+    os.waitpid(pid, 0)
+    in_a_fork(figures, 2)
+    assert (figures.in_flight(), figures.lag()) == (4, 0.01)
 
 
 def test_threads_lose_no_count_to_each_other() -> None:
