@@ -9,7 +9,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install bench bench-publishing bench-transport bench-waiting bench-sizing bench-growth check-deploy test-flower test-stock test-faults test-chaos test-celery soak clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install check-first-steps bench bench-publishing bench-transport bench-waiting bench-sizing bench-growth check-deploy test-flower test-stock test-faults test-chaos test-celery soak clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ check-install: ## Install without dev tools into an empty environment, and run t
 	venv/bin/python -c 'import core, importlib.util as u; assert "site-packages" in core.__file__, core.__file__; \
 	assert not u.find_spec("pytest"), "this environment has dev tools"'; \
 	venv/bin/python "$(CURDIR)/tests/demo.py"
+
+check-first-steps: .venv/standard ## From an empty directory to a call's result, and from a failure to its traceback, in seconds
+	@$(BIN)/python tests/first_steps.py
 
 test-stock: .venv/dev ## The page and the acceptance tests over Celery's own Redis transport
 	@TEST_TRANSPORT=stock $(BIN)/python -m pytest tests/test_page.py tests/acceptance --numprocesses 4 --dist loadfile

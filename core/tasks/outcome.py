@@ -26,10 +26,14 @@ class Outcome:
 
 
 class Log:
-    """What the log has of one attempt."""
+    """What the log has of one attempt.
 
-    def __init__(self, here: CurrentTask, policy: RetryPolicy) -> None:
-        self._here, self._policy = here, policy
+    Args:
+        stored: Whether its outcome is stored, where a command shows it.
+    """
+
+    def __init__(self, here: CurrentTask, policy: RetryPolicy, stored: bool = False) -> None:
+        self._here, self._policy, self._stored = here, policy, stored
         self._began = time.perf_counter()
 
     def __call__(self, level: int, outcome: str, *values: Any, error: BaseException | None = None) -> None:
@@ -41,7 +45,8 @@ class Log:
         policy, number = self._policy, self._here.attempt
         delay = None if isinstance(error, ArgumentsError) else policy.next_delay(error, number)
         if delay is None:
-            self(logging.ERROR, "%s (%.3f s)", ending(policy, error, number), error=error)
+            see = f" See `core result {self._here.id}`" if self._stored else ""
+            self(logging.ERROR, "%s%s (%.3f s)", ending(policy, error, number), see, error=error)
         else:
             self(logging.WARNING, "retry in %g s (attempt %d of %d failed: %s) after %.3f s",
                  delay, number, policy.max_retries + 1, said(error))  # fmt: skip

@@ -41,11 +41,13 @@ class Stop:
         if self._stopping:
             self._quit(130, "a second signal")
         self._stopping = True
-        active = len(state.active_requests)
-        logger.info(
-            "stopping: %d running call%s may finish within %g s; again to quit now",
-            active, "s" * (active != 1), self._grace,
-        )  # fmt: skip
+        if active := len(state.active_requests):
+            logger.info(
+                "stopping: %d running call%s may finish within %g s; again to quit now",
+                active, "s" * (active != 1), self._grace,
+            )  # fmt: skip
+        else:
+            logger.info("stopping: nothing runs")
         heartbeat.beat(ahead=self._grace)
         state.should_stop = state.should_stop or 0  # 1 when a lifespan has failed
         timer = threading.Timer(self._grace, self._quit, (state.should_stop, f"{self._grace:g} s passed"))

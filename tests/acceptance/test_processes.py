@@ -105,6 +105,12 @@ def test_one_line_says_that_all_processes_serve(running: tuple[World, Process]) 
     assert re.findall(r"serving .*", running[1].text()) == ["serving default · 5 at once · asyncio, 2 processes"]
 
 
+def test_a_worker_that_runs_as_root_says_so_once(running: tuple[World, Process]) -> None:
+    text = running[1].text()
+    assert text.count("WARNING this worker runs as root") == (os.geteuid() == 0)
+    assert "SecurityWarning" not in text
+
+
 def test_the_calls_at_once_are_spread_over_the_processes(running: tuple[World, Process]) -> None:
     world, _ = running
 

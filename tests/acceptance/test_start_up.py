@@ -49,6 +49,23 @@ async def test_a_finished_call_has_one_line_without_its_arguments(worker: Proces
     assert "a-secret-of-the-user" not in worker.text()
 
 
+async def test_a_failure_names_the_command_that_shows_it_again(worker: Process, example: Project) -> None:
+    from src.apps.probe.tasks import permanent
+
+    failed = await permanent.delay()
+    with pytest.raises(Exception, match="permanent"):
+        await failed.get(timeout=20)
+    (line,) = [line for line in worker.text().splitlines() if f"permanent[{failed.id}]" in line]
+
+    words = re.search(r"See `core (result [\w-]+)` \(\d+\.\d{3} s\)$", line)
+
+    assert words, line
+    shown = example.run("core", *words[1].split())
+    assert shown.returncode == 1
+    assert "src/apps/probe/tasks.py" in shown.stdout
+    assert shown.stdout.endswith("OwnError: ('permanent', 7)\n")
+
+
 def test_celerys_own_command_is_the_same_worker(fresh: Project) -> None:
     environment = {"TASK_QUEUES": "mail,reports", "TASK_WORKER_PROCESSES": "1"}  # Celery's own command starts one
     celerys = fresh.start("celery", "-A", "core", "worker", "-l", "info", "-c", "2", **environment)
