@@ -14,6 +14,21 @@ from core.tasks import celery_app
 core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
 
 
+def _has_docker() -> bool:
+    if "DOCKER_HOST" not in os.environ and not Path("/var/run/docker.sock").exists():
+        return False
+    import docker
+
+    try:
+        return bool(docker.from_env(timeout=5).ping())
+    except docker.errors.DockerException:
+        return False
+
+
+#: Whether a Docker daemon answers.
+HAS_DOCKER = _has_docker()
+
+
 @pytest.fixture(scope="session", params=("asyncio", "prefork"), name="pool")
 def transport_pool(request: pytest.FixtureRequest) -> str:
     """For what a transport does, which differs where bodies run in its own process, and where they do not.
