@@ -4,6 +4,7 @@ import logging
 import pickle
 import time
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from core.errors import ArgumentsError, CoreError, TaskFailed, TaskTimeout
@@ -76,6 +77,16 @@ def ending(policy: RetryPolicy, error: Exception, attempt: int) -> str:
     else:
         why = f"{kind} is not a TaskError. Raise TaskError, or add retry_on=({kind},)"
     return f"failed and was not retried: {why}."
+
+
+def from_the_body(error: Exception) -> TracebackType | None:
+    """An error's traceback from the body's own first line on; what is before it is the same for every call."""
+    found = at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_globals.get("__name__") == "core.tasks.runner":
+            found = at.tb_next or found
+        at = at.tb_next
+    return found
 
 
 def as_failure(error: BaseException) -> TaskFailed:

@@ -17,7 +17,7 @@ from core.tasks.arguments import Arguments
 from core.tasks.cancellation import cancel_key, client
 from core.tasks.celery_config import is_one_database
 from core.tasks.context import CurrentTask, enter
-from core.tasks.outcome import Log, Outcome, as_failure, portable
+from core.tasks.outcome import Log, Outcome, as_failure, from_the_body, portable
 from core.tasks.retry import RetryPolicy
 from core.tasks.timeout import Limit
 
@@ -175,6 +175,7 @@ def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any
         except Stopped:
             _leave(task, here, log)
         except Exception as error:
+            error.__traceback__ = from_the_body(error)
             delay = log.failed(error)
             if delay is not None:
                 _retry(task, error, delay)

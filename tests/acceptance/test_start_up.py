@@ -9,6 +9,8 @@ import pytest
 from redis import Redis
 from support import CORE, Process, Project, redis_server, wait_until
 
+from core.tasks import TaskError
+
 # Root ignores the permissions of files unless it gives that power up for the command that it starts.
 WITHOUT_ROOTS_POWERS = """
 import ctypes, os, sys
@@ -64,6 +66,20 @@ async def test_a_failure_names_the_command_that_shows_it_again(worker: Process, 
     assert shown.returncode == 1
     assert "src/apps/probe/tasks.py" in shown.stdout
     assert shown.stdout.endswith("OwnError: ('permanent', 7)\n")
+
+
+async def test_a_traceback_begins_in_the_body(worker: Process) -> None:
+    """What calls it is the same for every call, and nothing that its author could change."""
+    from src.apps.probe.tasks import OwnError, caused, fails_sync
+
+    for call in (await caused.delay(), await fails_sync.delay("sync")):
+        with pytest.raises((TaskError, OwnError), match=r"later|sync"):
+            await call.get(timeout=20)
+        log = wait_until(lambda call=call: worker.text().partition(f"[{call.id}] failed")[2], 20, "it is logged")
+        shown = re.findall(r"^(Traceback .*|  File .*|The above exception.*)$", log, re.MULTILINE)
+        assert shown[0].startswith("Traceback")
+        assert "src/apps/probe/tasks.py" in shown[1], log
+        assert not any("core/tasks/" in line for line in shown[:5]), log
 
 
 def test_celerys_own_command_is_the_same_worker(fresh: Project) -> None:
