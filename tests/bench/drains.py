@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +63,11 @@ class Crew:
 
     def stand_still(self) -> None:
         """Stop all their processes, where they are."""
-        for worker in self.workers:
-            os.killpg(worker.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         """Let them go on."""
-        for worker in self.workers:
-            os.killpg(worker.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -82,25 +80,42 @@ class Crew:
 
     def memory(self) -> float:
         """MiB of all their processes; what they share with each other counts once."""
-        return sum(_kib(pid) for pid in self._pids()) / 1024
+        return sum(_kib(pid) for pid in self.pids()) / 1024
 
     def seconds(self) -> float:
         """Processor time that their processes have taken, to a hundredth."""
-        return sum(_ticks(pid) for pid in self._pids()) / os.sysconf("SC_CLK_TCK")
+        return processor(self.pids())
 
     def kill(self) -> None:
         """Kill them all, and wait for their end: a connection that is still open may take calls."""
         for worker in self.workers:
             worker.kill()
-        wait_until(lambda: not [*self._pids()], 10, "they are gone")
+        self._signal(signal.SIGKILL)
+        wait_until(lambda: not [*self.pids()], 10, "they are gone")
 
-    def _pids(self) -> Iterator[int]:
-        groups = {str(worker.pid) for worker in self.workers}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-                if group in groups and state != "Z":
-                    yield int(stat.parent.name)
+    def pids(self) -> Iterator[int]:
+        """Their processes, in whichever groups they have put themselves."""
+        return of_sessions(worker.pid for worker in self.workers)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def of_sessions(leaders: Iterable[int]) -> Iterator[int]:
+    """The processes of these sessions."""
+    sessions = {str(leader) for leader in leaders}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if session in sessions and state != "Z":
+                yield int(stat.parent.name)
+
+
+def processor(pids: Iterable[int]) -> float:
+    """Processor time that processes have taken, with that of their children that have ended, to a hundredth."""
+    return sum(_ticks(pid) for pid in pids) / os.sysconf("SC_CLK_TCK")
 
 
 def _kib(pid: int) -> int:
@@ -109,7 +124,10 @@ def _kib(pid: int) -> int:
 
 
 def _ticks(pid: int) -> int:
-    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    try:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    except OSError:
+        return 0  # it has just ended
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,3 @@
+from pathlib import Path
+RESULTS = Path(__file__).parent / "results.json"
+def write(found): ...

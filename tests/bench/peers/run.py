@@ -1,0 +1,145 @@
+"""`make bench-peers`: core.tasks beside other libraries for background tasks, each in an environment of its own.
+
+python tests/bench/peers/run.py                                   everything, and docs/benchmarks.md (25 minutes)
+python tests/bench/peers/run.py --only ours,saq --workload noop   some rows or peers, some workloads; only printed
+python tests/bench/peers/run.py --page                            the page anew, from the figures that are kept
+
+Rounds alternate between the rows, and whoever is not measured does not run.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from bench.peers import page
+from bench.peers.measures import MEASURES, figure
+from bench.peers.rows import PEERS, ROWS, Row
+from bench.peers.workloads import FULL, ONCE, QUICK, WORKLOADS, Round, Sizes
+from bench.peers.world import Unavailable, environment, world
+
+#: Seconds after which no further round begins, nor any workload that is run once.
+LONGEST = 25 * 60
+
+
+def play(row: Row, workloads: list[str], sizes: Sizes, found: dict[str, Any]) -> None:
+    """One round of a row; its samples, and what went wrong, are added to what was found before."""
+    began = time.monotonic()
+    samples: dict[str, tuple[float, float]] = {}
+    try:
+        with world(row) as made:
+            if not found["versions"]:
+                with made.caller(1) as client:
+                    found["versions"] = client.ask("versions", names=list(PEERS[row.peer].versions))["value"]
+            measured = Round(made, sizes)
+            samples = measured.samples
+            for workload in workloads:
+                try:
+                    measured.run(workload)
+                except (Unavailable, AssertionError, OSError) as error:
+                    found["failed"][workload] = " ".join(str(error).split())[:300]
+                    print(f"    {row.name}: {workload}: {found['failed'][workload]}", flush=True)
+                    made.rest()
+            lost, again = made.runs()
+            found["calls"] += made.next - len(made.left)
+            found["lost"] += lost
+            found["again"] += again
+    except (Unavailable, AssertionError, OSError) as error:
+        found["failed"]["all"] = " ".join(str(error).split())[:300]
+        print(f"    {row.name}: {found['failed']['all']}", flush=True)
+    for name, sample in samples.items():
+        found["samples"].setdefault(name, []).append(sample)
+    shown = "  ".join(f"{name} {MEASURES[name].text(value)}" for name, (value, _) in samples.items())
+    print(f"  {row.name} ({time.monotonic() - began:.0f} s): {shown}", flush=True)
+
+
+def measure(rows: list[Row], workloads: list[str], rounds: int, sizes: Sizes) -> dict[str, Any]:
+    """Run rounds over the rows, and return what they gave, by row."""
+    results: dict[str, Any] = {
+        row.name: {"versions": {}, "samples": {}, "failed": {}, "calls": 0, "lost": 0, "again": 0} for row in rows
+    }
+    began = time.monotonic()
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}, {time.monotonic() - began:.0f} s", flush=True)
+        for row in rows if number % 2 == 0 else reversed(rows):
+            if time.monotonic() - began > LONGEST:
+                print(f"  {row.name} is left out of this round: {LONGEST / 60:.0f} minutes are over", flush=True)
+                continue
+            chosen = [
+                workload
+                for workload in workloads
+                if workload not in ONCE or (number == 0 and getattr(row, workload))
+            ]  # fmt: skip
+            play(row, chosen, sizes, results[row.name])
+    return results
+
+
+def about(rounds: int, seconds: float) -> dict[str, Any]:
+    """When, where and with what it was measured."""
+    from redis import Redis
+    from support import redis_server
+
+    with redis_server() as (url, _), Redis.from_url(url) as client:
+        server = client.info("server")
+    name = "valkey" if "valkey_version" in server else "redis"
+    return {
+        "date": datetime.date.today().isoformat(), "python": platform.python_version(), "cores": os.cpu_count(),
+        "machine": platform.machine(), "server": f"{name.title()} {server[f'{name}_version']}", "rounds": rounds,
+        "minutes": round(seconds / 60),
+    }  # fmt: skip
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the medians."""
+    for name, found in results.items():
+        print(f"\n{name}  {found['calls']:,} calls, {found['lost']} lost, {found['again']} run again")
+        for measure, samples in found["samples"].items():
+            if of := figure(samples):
+                unit = MEASURES[measure].unit
+                print(f"  {measure:18} {MEASURES[measure].text(of.value):>9} {unit:8} ± {of.spread:.0%}")
+        for what, said in found["failed"].items():
+            print(f"  {what}: {said}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="names of peers or rows, with commas between them: ours,saq")
+    parser.add_argument("--workload", help=f"some of {','.join(WORKLOADS)}")
+    parser.add_argument("--quick", action="store_true", help="small numbers, to see that everything works")
+    parser.add_argument("--upgrade", action="store_true", help="install the latest version of every peer")
+    parser.add_argument("--page", action="store_true", help="only write the page anew, from the figures that are kept")
+    options = parser.parse_args()
+    if options.page:
+        page.write(json.loads(page.RESULTS.read_text()))
+        return 0
+    only = {name.strip() for name in (options.only or "").split(",") if name.strip()}
+    rows = [row for row in ROWS if not only or {row.name, row.peer} & only]
+    workloads = [name for name in WORKLOADS if not options.workload or name in options.workload.split(",")]
+    if not rows or not workloads:
+        parser.error("nothing is left: --only knows " + ", ".join([*PEERS, *(row.name for row in ROWS)]))
+    for name in dict.fromkeys(row.peer for row in rows):
+        try:
+            environment(name, upgrade=options.upgrade)
+        except Unavailable as error:
+            print(f"{name}: {error}", flush=True)  # its rows will say so
+    began = time.monotonic()
+    results = measure(rows, workloads, options.rounds, QUICK if options.quick else FULL)
+    show(results)
+    print(f"\n{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
+    if only or options.workload or options.quick:
+        print("only some of it, or small numbers: the page is left as it is")
+    else:
+        page.write({"about": about(options.rounds, time.monotonic() - began), "rows": results})
+    return any(found["lost"] for found in results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
