@@ -9,7 +9,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq lint types docs check-install check-first-steps bench bench-publishing bench-transport bench-waiting bench-sizing bench-growth check-deploy test-flower test-stock test-faults test-chaos test-celery soak clean
+.PHONY: help demo test test-rabbitmq lint types docs check-install check-first-steps bench bench-peers bench-publishing bench-transport bench-waiting bench-sizing bench-growth check-deploy test-flower test-stock test-faults test-chaos test-celery soak clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ bench-publishing: .venv/dev ## Queue calls one by one, many at once and in bulk,
 
 bench: .venv/dev ## Measure start-up, calls, drains, latency and memory beside plain Celery (two minutes)
 	@$(BIN)/python tests/bench/figures.py
+
+bench-peers: .venv/dev ## Measure other task libraries beside ours, and write docs/benchmarks.md (25 minutes)
+	@$(BIN)/python tests/bench/peers/run.py
 
 bench-waiting: .venv/dev ## Ten thousand callers wait for their results on one event loop
 	@$(BIN)/python tests/bench/waiting.py

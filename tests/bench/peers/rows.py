@@ -79,7 +79,7 @@ PEERS = {
         "no acknowledgement, no states, no argument checks",
     ),
     "saq": Peer(
-        "saq", ("saq[hiredis]", "uvloop"), ("saq", "redis", "uvloop"),
+        "saq", ("saq[hiredis]", "typing_extensions", "uvloop"), ("saq", "redis", "uvloop"),
         "counts as aborted, unless `retries` says otherwise", "worker blocks in BLMOVE; caller is told by PUBLISH",
         "no argument checks",
     ),
@@ -110,6 +110,7 @@ CELERY = f"celery -A {HERE}.celery worker -l warning"
 LEAN = "--without-gossip --without-mingle --without-heartbeat"
 HUEY = f"huey_consumer {HERE}.huey.huey -q"
 TASKIQ = f"taskiq worker --log-level WARNING -w 2 {HERE}.taskiq:broker"
+TASKIQ_SCHEDULER = f"taskiq scheduler --log-level WARNING --update-interval 1 {HERE}.taskiq:scheduler"
 SAQ = f"saq {HERE}.saq.settings --workers 2"
 STREAQ = f"streaq run {HERE}.streaq:worker --workers 2"
 ARQ = f"arq {HERE}.arq.Worker --custom-log-dict {HERE}.arq.quiet"
@@ -120,11 +121,11 @@ RQ_DELAYED = "rq worker -q --with-scheduler -w rq.worker.SimpleWorker -u {url}"
 ROWS = [
     Row(
         "core.tasks", "ours", "core runworker --loglevel warning",
-        "as it comes, two processes and 100 calls at once; for calls that wait `--concurrency 1000`; no log line for a call",
+        "as it comes, two processes, 100 calls at once; for calls that wait `--concurrency 1000`; log lines off",
         1000, io=("core runworker --loglevel warning --concurrency 1000", ""),
     ),
     Row(
-        "core.tasks, with log lines", "ours", "core runworker",
+        "core.tasks with log lines", "ours", "core runworker",
         "the same with a log line for each call, as it comes",
         1000, io=("core runworker --concurrency 1000", ""), backlog=False, delayed=False,
     ),
@@ -133,7 +134,7 @@ ROWS = [
         "`-c 2`, `task_acks_late`, prefetch multiplier 1", 2, backlog=False,
     ),
     Row(
-        "Celery prefork, fast", "celery", f"{CELERY} -P prefork -c 2 {LEAN}",
+        "Celery prefork fast", "celery", f"{CELERY} -P prefork -c 2 {LEAN}",
         "`-c 2`, acknowledged early, prefetch multiplier 64, without gossip, mingle and heartbeat",
         2, variant="fast", delayed=False,
     ),
@@ -143,29 +144,29 @@ ROWS = [
         100, backlog=False, delayed=False,
     ),
     Row(
-        "Celery threads, 2 workers", "celery",
+        "Celery threads × 2", "celery",
         " + ".join(f"{CELERY} -P threads -c 100 {LEAN} -n {number}@here" for number in (1, 2)),
         "two of those", 200,
     ),
     Row(
-        "taskiq, list", "taskiq", TASKIQ, "two processes, 100 calls each; for calls that wait 500 each",
+        "taskiq list", "taskiq", TASKIQ, "two processes, 100 calls each; for calls that wait 500 each",
         1000, variant="list", io=(f"{TASKIQ} --max-async-tasks 500", "list"), backlog=False, delayed=False,
     ),
     Row(
-        "taskiq, stream", "taskiq", TASKIQ, "two processes, 100 calls each; for calls that wait 500 each",
+        "taskiq stream", "taskiq", TASKIQ, "two processes, 100 calls each; for calls that wait 500 each",
         1000, variant="stream", io=(f"{TASKIQ} --max-async-tasks 500", "stream"),
-        later=(f"{TASKIQ} + taskiq scheduler --log-level WARNING {HERE}.taskiq:scheduler", "stream"),
+        later=(f"{TASKIQ} + {TASKIQ_SCHEDULER}", "stream"),
     ),
     Row(
         "dramatiq", "dramatiq", f"{DRAMATIQ} -t 8", "two processes, 8 threads each; for calls that wait 100 each",
         200, io=(f"{DRAMATIQ} -t 100", ""),
     ),
     Row(
-        "huey, processes", "huey", f"{HUEY} -k process -w 2", "`-k process -w 2`; `notify_result` for latency",
+        "huey processes", "huey", f"{HUEY} -k process -w 2", "`-k process -w 2`; `notify_result` for latency",
         2, latency=(f"{HUEY} -k process -w 2", "notify"),
     ),
     Row(
-        "huey, threads", "huey", f"{HUEY} -k thread -w 100", "`-k thread -w 100`; `notify_result` for latency",
+        "huey threads", "huey", f"{HUEY} -k thread -w 100", "`-k thread -w 100`; `notify_result` for latency",
         100, latency=(f"{HUEY} -k thread -w 100", "notify"), backlog=False, delayed=False,
     ),
     Row(
@@ -184,7 +185,7 @@ ROWS = [
         "rq", "rq", RQ, "`worker-pool -n 2`, a fork for each job", 2, backlog=False, delayed=False,
     ),
     Row(
-        "rq, SimpleWorker", "rq", f"{RQ} -w rq.worker.SimpleWorker", "the same without forks",
+        "rq SimpleWorker", "rq", f"{RQ} -w rq.worker.SimpleWorker", "the same without forks",
         2, later=(f"{RQ_DELAYED} + {RQ_DELAYED}", ""),
     ),
     Row(

@@ -30,30 +30,31 @@ LONGEST = 25 * 60
 
 
 def play(row: Row, workloads: list[str], sizes: Sizes, found: dict[str, Any]) -> None:
-    """One round of a row; its samples, and what went wrong, are added to what was found before."""
-    began = time.monotonic()
-    samples: dict[str, tuple[float, float]] = {}
-    try:
-        with world(row) as made:
-            if not found["versions"]:
-                with made.caller(1) as client:
-                    found["versions"] = client.ask("versions", names=list(PEERS[row.peer].versions))["value"]
-            measured = Round(made, sizes)
-            samples = measured.samples
-            for workload in workloads:
-                try:
+    """One round of a row; its samples, and what went wrong, are added to what was found before.
+
+    After a failure the other workloads begin in a new world, in which nothing of it is left.
+    """
+    began, samples, waiting = time.monotonic(), {}, list(workloads)
+    workload = ""
+    while waiting:
+        try:
+            with world(row) as made:
+                if not found["versions"]:
+                    names = list(PEERS[row.peer].versions)
+                    found["versions"] = made.publisher().ask("versions", names=names)["value"]
+                measured = Round(made, sizes, samples)
+                while waiting:
+                    workload = waiting.pop(0)
                     measured.run(workload)
-                except (Unavailable, AssertionError, OSError) as error:
-                    found["failed"][workload] = " ".join(str(error).split())[:300]
-                    print(f"    {row.name}: {workload}: {found['failed'][workload]}", flush=True)
-                    made.rest()
-            lost, again = made.runs()
-            found["calls"] += made.next - len(made.left)
-            found["lost"] += lost
-            found["again"] += again
-    except (Unavailable, AssertionError, OSError) as error:
-        found["failed"]["all"] = " ".join(str(error).split())[:300]
-        print(f"    {row.name}: {found['failed']['all']}", flush=True)
+                lost, again = made.runs()
+                found["calls"] += made.next - len(made.left)
+                found["lost"] += lost
+                found["again"] += again
+        except (Unavailable, AssertionError, OSError) as error:
+            found["failed"][workload or "all"] = " ".join(str(error).split())[-300:]
+            print(f"    {row.name}: {workload}: {found['failed'][workload or 'all']}", flush=True)
+            if not workload:
+                break
     for name, sample in samples.items():
         found["samples"].setdefault(name, []).append(sample)
     shown = "  ".join(f"{name} {MEASURES[name].text(value)}" for name, (value, _) in samples.items())

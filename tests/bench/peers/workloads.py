@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import drains
 from bench.peers import unsettled
-from bench.peers.world import Client, Unavailable, World
+from bench.peers.world import Unavailable, World
 from bench.table import percentile
 from redis import Redis
 
@@ -60,10 +60,11 @@ DATABASE = 1  # where nobody works
 class Round:
     """One round of one row."""
 
-    def __init__(self, world: World, sizes: Sizes) -> None:
-        self.world, self.sizes = world, sizes
-        #: By measure: the value, and how many cores others took meanwhile.
-        self.samples: dict[str, tuple[float, float]] = {}
+    def __init__(self, world: World, sizes: Sizes, samples: dict[str, tuple[float, float]]) -> None:
+        """Args:
+        samples: By measure: the value, and how many cores others took meanwhile. They are added here.
+        """
+        self.world, self.sizes, self.samples = world, sizes, samples
         self._rates: dict[str, float] = {}
 
     def run(self, workload: str) -> None:
@@ -112,13 +113,12 @@ class Round:
         """From the start of the worker to the end of a call that waits for it; then at rest."""
         world = self.world
         world.rest()
-        with world.caller() as client:
-            first = self._fill(client, "noop", 1)
-            with self._watched() as taken:
-                began = time.perf_counter()
-                world.serve()
-                self._finish(first, 1, 0.0005)
-                taken["startup"] = time.perf_counter() - began
+        first = self._fill("noop", 1)
+        with self._watched() as taken:
+            began = time.perf_counter()
+            world.serve()
+            self._finish(first, 1, 0.0005)
+            taken["startup"] = time.perf_counter() - began
         self._warm()
         time.sleep(0.5)
         assert world.crew
@@ -126,18 +126,16 @@ class Round:
 
     def _warm(self, task: str = "noop", command: str = "", variant: str = "") -> None:
         """Have workers that have run some calls, in all their processes; note how fast they are."""
-        world = self.world
-        world.serve(command, variant)
-        with world.caller() as client:
-            for calls in (20, 100):
-                first = self._fill(client, task, calls)
-                began = time.perf_counter()
-                self._finish(first, calls)
-                self._rates[task] = calls / (time.perf_counter() - began)
+        self.world.serve(command, variant)
+        for calls in (20, 100):
+            first = self._fill(task, calls)
+            began = time.perf_counter()
+            self._finish(first, calls)
+            self._rates[task] = calls / (time.perf_counter() - began)
 
-    def _fill(self, client: Client, task: str, calls: int, limit: float = HUNG) -> int:
+    def _fill(self, task: str, calls: int, limit: float = HUNG) -> int:
         """Queue calls; the number of the first."""
-        first = self.world.numbers(calls)
+        first, client = self.world.numbers(calls), self.world.publisher()
         queued = client.ask("fill", task=task, first=first, calls=calls, limit=limit, timeout=limit + 20)["value"]
         self.world.left.update(range(first + queued, first + calls))
         return first
@@ -154,7 +152,7 @@ class Round:
 
             def ask(calls: int, seconds: float, pause: float) -> list[float]:
                 first = world.numbers(calls)
-                said = client.ask("latency", first=first, calls=calls, seconds=seconds, pause=pause, timeout=60)["value"]
+                said = client.ask("latency", first=first, calls=calls, seconds=seconds, pause=pause)["value"]
                 world.left.update(range(first + len(said), first + calls))
                 return [each * 1000 for each in said]
 
@@ -170,9 +168,9 @@ class Round:
         world, server = self.world, self.world.client
         crew = world.crew
         assert crew
+        self._settle()
         crew.stand_still()
-        with world.caller() as client:
-            first = self._fill(client, task, calls, filling)
+        first = self._fill(task, calls, filling)
         queued = calls - sum(1 for number in range(first, first + calls) if number in world.left)
         looks = 0
         before = unsettled.stored(server, world.row.peer)
@@ -185,7 +183,7 @@ class Round:
                 raise Unavailable(f"{ran:,} of {queued:,} calls ran within {longest:g} s: {world.said()}")
             while ran == queued:
                 looks, ended = looks + 1, time.perf_counter()
-                if not unsettled.count(server, world.row.peer, before + queued):
+                if unsettled.count(server, world.row.peer, before + queued) <= 0:
                     break
                 if ended - began > HUNG + longest:
                     raise Unavailable(f"all calls ran, but not all results were stored within {HUNG + longest:g} s")
@@ -203,6 +201,13 @@ class Round:
             world.left.update(first + number for number, mark in enumerate(marks) if not mark)
         elif (found := unsettled.stored(server, world.row.peer) - before) < queued:
             raise Unavailable(f"only {found} of {queued} results are stored")
+
+    def _settle(self) -> None:
+        """Wait until the results of the calls before are stored: until no more come."""
+        last, now = -1, unsettled.stored(self.world.client, self.world.row.peer)
+        while last != now:
+            time.sleep(0.1)
+            last, now = now, unsettled.stored(self.world.client, self.world.row.peer)
 
     def _noop(self) -> None:
         self._warm()
@@ -222,11 +227,10 @@ class Round:
         world, calls = self.world, self.sizes.delayed
         self._warm("noop", *world.row.later)
         rate = self.samples.get("together", (1000.0, 0.0))[0]
-        with world.caller(variant=world.row.later[1] if world.row.later[0] else None) as client:
-            first, due = world.numbers(calls), float(int(time.time() + calls / rate * 1.5 + 4))
-            client.ask("later", first=first, calls=calls, due=due, timeout=90)
-            if time.time() > due:
-                raise Unavailable(f"{calls:,} calls were not queued before they were due")
+        first, due = world.numbers(calls), float(int(time.time() + calls / rate * 1.5 + 4))
+        world.publisher().ask("later", first=first, calls=calls, due=due, timeout=90)
+        if time.time() > due:
+            raise Unavailable(f"{calls:,} calls were not queued before they were due")
         time.sleep(max(0.0, due - 0.1 - time.time()))
         if early := calls - world.marks[first : first + calls].count(0):
             raise Unavailable(f"{early:,} of {calls:,} calls ran before they were due")
@@ -236,7 +240,7 @@ class Round:
         if ran < calls:
             world.left.update(n for n in range(first, first + calls) if not world.marks[n])
             del self.samples["delayed"]
-            raise Unavailable(f"{ran:,} of {calls:,} calls ran within {self.sizes.delayed_time:g} s after they were due")
+            raise Unavailable(f"{ran:,} of {calls:,} calls ran within {self.sizes.delayed_time:g} s of being due")
 
     def _backlog(self) -> None:
         sizes = self.sizes

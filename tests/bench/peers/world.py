@@ -5,7 +5,6 @@ import mmap
 import os
 import selectors
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 from bench.drains import Crew, of_sessions, processor
 from bench.peers.rows import PEERS, Row
 from redis import Redis
-from support import Process, clean_environment, redis_server, temporary_directory, wait_until
+from support import Process, clean_environment, redis_server, temporary_directory
 
 TESTS = Path(__file__).parents[2]
 VENV = Path(sys.prefix)
@@ -120,6 +119,7 @@ class World:
         self.left: set[int] = set()
         self._profile = ("", "")
         self._clients: list[Client] = []
+        self._publisher: Client | None = None
         marks = place / "marks"
         marks.write_bytes(bytes(MOST))
         with open(marks, "r+b") as file:
@@ -151,6 +151,13 @@ class World:
         finally:
             self._clients.remove(made)
             made.close()
+
+    def publisher(self) -> Client:
+        """The client that queues what the workers run; it waits for no result, which could keep it busy later."""
+        if self._publisher is None:
+            self._publisher = Client(self, 0, self.row.variant)
+            self._clients.append(self._publisher)
+        return self._publisher
 
     def serve(self, command: str = "", variant: str = "") -> Crew:
         """Have workers that run with this, and no others."""

@@ -1,7 +1,7 @@
 """arq: two workers of 100 coroutines, 300 each for calls that wait.
 
-It has no option for processes, so two workers are started. Workers poll, each 0.5 s by default: `poll_delay` is 10 ms here;
-whoever waits for a result polls too, here each 5 ms. On uvloop. The log lines of jobs are off.
+It has no option for processes, so two workers are started. Workers poll, each 0.5 s by default: `poll_delay` is 10 ms
+here; whoever waits for a result polls too, here each 5 ms. On uvloop. The log lines of jobs are off.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """huey with `RedisHuey`: two processes, and threads.
 
 Its documentation: processes for work that needs the CPU, threads for work that waits. `blocking` (the default) waits in
-BRPOP. `notify_result` lets whoever waits for a result block instead of poll; it costs each call a round trip, so it is on
-where latency is measured, and off elsewhere. The limit of connections is raised for 100 threads. It acknowledges nothing:
-what a worker has taken is gone with it.
+BRPOP. `notify_result` lets whoever waits for a result block instead of poll; it costs each call a round trip, so it is
+on where latency is measured, and off elsewhere. The limit of connections is raised for 100 threads. It acknowledges
+nothing: what a worker has taken is gone with it.
 """
 
 import os

@@ -1,8 +1,9 @@
-"""The limit: not a library, but the least that a program can do for the same promise, two asyncio processes over a stream.
+"""The limit: no library, but the least that a program can do for the same promise, two processes over a stream.
 
-XREADGROUP takes and records up to 100 calls; SET and PUBLISH store and announce a result; XACK and XDEL settle. Whatever is
-ready goes in one pipeline, and calls that are queued together share one too. It has no retries, time limits, states,
-argument checks, delayed calls, nor anybody who takes over the calls of a dead worker: no peer can be expected to reach it.
+XREADGROUP takes and records up to 100 calls; SET and PUBLISH store and announce a result; XACK and XDEL settle. All of
+it that is ready goes in one pipeline; calls that are queued together share one too. It has no retries, time limits,
+states, argument checks, delayed calls, nor anybody who takes over the calls of a dead worker: nobody can be asked to
+reach it.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -75,10 +77,8 @@ _listening: asyncio.Task[None] | None = None
 
 
 async def open() -> None:
-    try:
+    with suppress(ResponseError):  # it is there
         await redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
-    except ResponseError:
-        pass  # it is there
 
 
 def _add(name: str, number: int) -> tuple[str, tuple[Any, ...]]:
@@ -105,7 +105,7 @@ async def result(call: str) -> Any:
         await listener.get_message(timeout=5)
         _listening = asyncio.create_task(_listen(listener))
     if stored := await redis.get(RESULT + call):
-        del _waiters[call]
+        _waiters.pop(call, None)
         return json.loads(stored)
     return json.loads(await asyncio.wait_for(waiter, 30))
 

@@ -1,13 +1,14 @@
 """`core.tasks` as its users get it: `core runworker` with its default pool, processes and concurrency.
 
-docs/howto/choosing-a-pool.md: asyncio, a process for each core, 100 calls at once. For calls that wait, that page says to
-raise `--concurrency`. One row prints no log line for each call, as all peers here; the other prints them, as the default is.
+docs/howto/choosing-a-pool.md: asyncio, a process for each core, 100 calls at once; docs/scale.md raises `--concurrency`
+for calls that wait. One row prints no log line for each call, as no peer does here; the other does, as it comes.
 """
 
 import asyncio
 from typing import Any
 
 from bench.peers import body
+
 from core.tasks import task
 
 

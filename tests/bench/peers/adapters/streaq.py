@@ -1,7 +1,7 @@
 """streaq: two processes, 32 coroutines each, 300 each for calls that wait.
 
-On uvloop, as its documentation shows (`anyio_kwargs`). `enqueue_many` is its call for bulk. `silent` switches off the log
-lines of a task.
+On uvloop, as its documentation shows (`anyio_kwargs`). `enqueue_many` is its call for bulk. `silent` switches off the
+log lines of a task.
 """
 
 import asyncio

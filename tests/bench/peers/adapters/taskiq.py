@@ -1,9 +1,10 @@
 """taskiq with taskiq-redis: `ListQueueBroker` and `RedisStreamBroker`, both with `RedisAsyncResultBackend`.
 
 Two worker processes of 100 coroutines are its defaults; it runs on uvloop where that is installed. For calls that wait,
-`--max-async-tasks` is raised. Only the stream acknowledges. The stream is trimmed only where `maxlen` says so; it is left
-as it comes. Waiting for a result polls, each 0.2 s unless `check_interval` says otherwise: here 5 ms. Delayed calls need a
-process of their own, `taskiq scheduler`, with `ListRedisScheduleSource`, which the documentation recommends.
+`--max-async-tasks` is raised. Only the stream acknowledges. It is trimmed only where `maxlen` says so, and left as it
+comes. Who waits for a result polls, each 0.2 s unless `check_interval` says otherwise: here 5 ms. Delayed calls need a
+process of their own, `taskiq scheduler`, with `ListRedisScheduleSource`, which the documentation recommends; it looks
+for new ones once a minute, here each second.
 """
 
 import asyncio
