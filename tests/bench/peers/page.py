@@ -8,7 +8,7 @@ from typing import Any
 from bench.peers import plot
 from bench.peers.measures import MEASURES, QUIET, Figure, figure
 from bench.peers.rows import PEERS, ROWS
-from bench.peers.workloads import FULL, WORKLOADS
+from bench.peers.workloads import WORKLOADS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -23,7 +23,8 @@ PUBLISHING = ("publish_commands", "publish_trips", "publish_client", "together_t
 
 def write(results: dict[str, Any]) -> None:
     """Keep the figures, and write the page and its plot from them."""
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in results["rows"].items())
+    RESULTS.write_text(f'{{"about": {json.dumps(results["about"])},\n"rows": {{\n{rows}\n}}}}\n')
     PAGE.write_text(text(results))
     PAGE.with_suffix(".svg").write_text(plot.svg(figures(results)))
 
@@ -42,11 +43,12 @@ def text(results: Mapping[str, Any]) -> str:
     limit = (HERE / "adapters" / "limit.py").read_text().splitlines()
     values = {
         "about": _about(results), "throughput": table(found, THROUGHPUT), "waiting": table(found, WAITING),
-        "marks": _marks(results, found), "ratios": ratios(found), "costs": costs(found, about["cores"]),
-        "cores": str(about["cores"]), "behind": "\n".join(behind(found)), "lines": _log_lines(found),
-        "promises": _promises(), "limit_lines": str(len(limit)), "filling": f"{FULL.filling:g}",
-        "backlog_time": f"{FULL.backlog_time:g}", "server": about["server"], "rounds": str(about["rounds"]),
-        "quiet": f"{QUIET:g}", "settings": _settings(results), "minutes": str(about["minutes"]),
+        "marks": _marks(results, found), "ratios": ratios(found, CONTROL), "limits": ratios(found, LIMIT),
+        "costs": costs(found, about["cores"]), "cores": str(about["cores"]), "behind": "\n".join(behind(found)),
+        "lines": _log_lines(found), "promises": _promises(), "limit_lines": str(len(limit)),
+        "server": about["server"], "rounds": str(about["rounds"]), "quiet": f"{QUIET:g}",
+        "settings": _settings(results), "minutes": str(about["minutes"]),
+        **{name: f"{size:,}" for name, size in about["sizes"].items()},
     }  # fmt: skip
     made = (HERE / "benchmarks.md").read_text()
     for name, value in values.items():
@@ -57,11 +59,11 @@ def text(results: Mapping[str, Any]) -> str:
 def _about(results: Mapping[str, Any]) -> str:
     about, rows = results["about"], results["rows"].values()
     lost, again = (sum(row[name] for row in rows) for name in ("lost", "again"))
-    went = f"{lost:,} were lost and {again:,} were run twice" if lost or again else "None was lost or run twice"
+    went = f"{lost:,} were lost and {again:,} were run twice" if lost or again else "none was lost or run twice"
     return (
         f"Measured on {about['date']} with {about['server']} and Python {about['python']} on {about['cores']} cores "
         f"({about['machine']}), {about['rounds']} rounds in {about['minutes']} minutes. "
-        f"Of {sum(row['calls'] for row in rows):,} calls that were run and counted: {went}."
+        f"{sum(row['calls'] for row in rows):,} calls were run and counted: {went}."
     )
 
 
@@ -109,9 +111,9 @@ def _share(share: float) -> str:
     return f"{share * 100:.0f} %"
 
 
-def ratios(found: Mapping[str, Mapping[str, Figure]]) -> str:
-    """The figures as multiples of those of the control."""
-    control = found.get(CONTROL, {})
+def ratios(found: Mapping[str, Mapping[str, Figure]], to: str) -> str:
+    """The figures as multiples of those of this row."""
+    control = found.get(to, {})
     chosen = [MEASURES[name] for name in (*THROUGHPUT, *WAITING) if name in control]
     lines = ["| | " + " | ".join(each.title for each in chosen) + " |", "|---|" + "---:|" * len(chosen)]
     for name, row in found.items():

@@ -8,21 +8,21 @@ from bench.peers.measures import MEASURES, Figure
 #: One row for each library, at its best.
 SHOWN = (
     "core.tasks", "Celery prefork", "Celery threads × 2", "taskiq stream", "dramatiq", "huey processes", "saq",
-    "streaq", "arq", "rq SimpleWorker", "limit",
+    "streaq", "arq", "rq SimpleWorker",
 )  # fmt: skip
 PANELS = {
-    "noop": "No-op calls, calls a second",
-    "io": "Calls that sleep for 0.1 s, calls a second",
-    "together": "Queued by 100 publishers, calls a second",
-    "median": "From call to result, milliseconds: less is better",
+    "noop": "No-op calls, a second",
+    "io": "Calls that sleep for 0.1 s, a second",
+    "together": "Queued by 100 publishers, a second",
+    "median": "Call to result, ms: less is better",
 }
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-weight: 600; font-size: 13px }
-.bar { fill: #8c959f } .ours { fill: #1f6feb } .limit { fill: none; stroke: #8c959f; stroke-dasharray: 3 2 }
+.bar { fill: #8c959f } .ours { fill: #1f6feb }
 .own { font-weight: 600 }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3 } .bar { fill: #6e7681 } .ours { fill: #58a6ff } .limit { stroke: #8b949e }
+  text { fill: #e6edf3 } .bar { fill: #6e7681 } .ours { fill: #58a6ff }
 }
 """
 NAMES, BARS, VALUES, LINE, GAP = 160, 200, 60, 19, 34
@@ -46,10 +46,12 @@ def _panel(name: str, found: Mapping[str, Mapping[str, Figure]]) -> Iterator[str
     measure = MEASURES[name]
     values = {row: found[row][name].value for row in SHOWN if name in found.get(row, {})}
     most = max(values.values(), default=1.0)
-    yield f'<text class="title" x="8" y="18">{escape(PANELS[name])}</text>'
+    limit = found.get("limit", {}).get(name)
+    beyond = f" (the limit: {measure.text(limit.value)})" if limit else ""
+    yield f'<text class="title" x="8" y="18">{escape(PANELS[name] + beyond)}</text>'
     for number, (row, value) in enumerate(sorted(values.items(), key=lambda item: item[1], reverse=measure.more)):
         top, length = 28 + number * LINE, max(1.0, value / most * BARS)
-        kind = {"core.tasks": "ours", "limit": "limit"}.get(row, "bar")
+        kind = "ours" if row == "core.tasks" else "bar"
         own = ' class="own"' if kind == "ours" else ""
         yield f'<text{own} x="{NAMES - 8}" y="{top + 13}" text-anchor="end">{escape(row)}</text>'
         yield f'<rect class="{kind}" x="{NAMES}" y="{top + 3}" width="{length:.1f}" height="{LINE - 6}"/>'

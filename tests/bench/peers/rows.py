@@ -51,7 +51,7 @@ class Row:
 
 PEERS = {
     "ours": Peer(
-        "core.tasks", (), ("celery", "kombu", "redis", "hiredis"),
+        "core.tasks", (), ("core-tasks", "celery", "kombu", "redis", "uvloop"),
         "runs again, when its lease of 60 s has ended", "worker blocks in BLMOVE; caller is told by PUBLISH",
         "–",
     ),
@@ -116,7 +116,6 @@ STREAQ = f"streaq run {HERE}.streaq:worker --workers 2"
 ARQ = f"arq {HERE}.arq.Worker --custom-log-dict {HERE}.arq.quiet"
 DRAMATIQ = f"dramatiq {HERE}.dramatiq -p 2"
 RQ = "rq worker-pool -q -n 2 -u {url}"
-RQ_DELAYED = "rq worker -q --with-scheduler -w rq.worker.SimpleWorker -u {url}"
 
 ROWS = [
     Row(
@@ -186,7 +185,7 @@ ROWS = [
     ),
     Row(
         "rq SimpleWorker", "rq", f"{RQ} -w rq.worker.SimpleWorker", "the same without forks",
-        2, later=(f"{RQ_DELAYED} + {RQ_DELAYED}", ""),
+        2,
     ),
     Row(
         "limit", "limit", f"python -m {HERE}.limit", "two processes, up to 100 calls a read, everything batched",

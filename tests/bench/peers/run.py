@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def play(row: Row, workloads: list[str], sizes: Sizes, found: dict[str, Any]) ->
     After a failure the other workloads begin in a new world, in which nothing of it is left.
     """
     began, samples, waiting = time.monotonic(), {}, list(workloads)
-    workload = ""
     while waiting:
+        workload = ""
         try:
             with world(row) as made:
                 if not found["versions"]:
@@ -51,21 +52,41 @@ def play(row: Row, workloads: list[str], sizes: Sizes, found: dict[str, Any]) ->
                 found["lost"] += lost
                 found["again"] += again
         except (Unavailable, AssertionError, OSError) as error:
-            found["failed"][workload or "all"] = " ".join(str(error).split())[-300:]
-            print(f"    {row.name}: {workload}: {found['failed'][workload or 'all']}", flush=True)
+            said = found["failed"][workload or "all"] = " ".join(str(error).split())[-300:]
+            print(f"    {row.name}: {workload or 'all'}: {said}", flush=True)
             if not workload:
                 break
-    for name, sample in samples.items():
-        found["samples"].setdefault(name, []).append(sample)
+    for name, (value, others) in samples.items():
+        found["samples"].setdefault(name, []).append((float(f"{value:.5g}"), others))
     shown = "  ".join(f"{name} {MEASURES[name].text(value)}" for name, (value, _) in samples.items())
     print(f"  {row.name} ({time.monotonic() - began:.0f} s): {shown}", flush=True)
 
 
-def measure(rows: list[Row], workloads: list[str], rounds: int, sizes: Sizes) -> dict[str, Any]:
-    """Run rounds over the rows, and return what they gave, by row."""
+def installed(peers: Iterable[str], upgrade: bool) -> Iterator[tuple[str, str]]:
+    """Install peers where they are not yet; those that cannot be, and why."""
+    for name in peers:
+        try:
+            environment(name, upgrade)
+        except Unavailable as error:
+            print(f"{name}: {error}", flush=True)
+            yield name, str(error)
+
+
+def measure(
+    rows: list[Row], workloads: list[str], rounds: int, sizes: Sizes, missing: Mapping[str, str]
+) -> dict[str, Any]:
+    """Run rounds over the rows, and return what they gave, by row.
+
+    Args:
+        missing: Peers that cannot be measured, and why.
+    """
     results: dict[str, Any] = {
         row.name: {"versions": {}, "samples": {}, "failed": {}, "calls": 0, "lost": 0, "again": 0} for row in rows
     }
+    for row in rows:
+        if row.peer in missing:
+            results[row.name]["failed"]["all"] = missing[row.peer]
+    rows = [row for row in rows if row.peer not in missing]
     began = time.monotonic()
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}, {time.monotonic() - began:.0f} s", flush=True)
@@ -82,7 +103,7 @@ def measure(rows: list[Row], workloads: list[str], rounds: int, sizes: Sizes) ->
     return results
 
 
-def about(rounds: int, seconds: float) -> dict[str, Any]:
+def about(rounds: int, seconds: float, sizes: Sizes) -> dict[str, Any]:
     """When, where and with what it was measured."""
     from redis import Redis
     from support import redis_server
@@ -94,6 +115,7 @@ def about(rounds: int, seconds: float) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(), "python": platform.python_version(), "cores": os.cpu_count(),
         "machine": platform.machine(), "server": f"{name.title()} {server[f'{name}_version']}", "rounds": rounds,
         "minutes": round(seconds / 60),
+        "sizes": {name: getattr(sizes, name) for name in ("backlog", "filling", "backlog_time", "delayed")},
     }  # fmt: skip
 
 
@@ -126,19 +148,15 @@ def main() -> int:
     workloads = [name for name in WORKLOADS if not options.workload or name in options.workload.split(",")]
     if not rows or not workloads:
         parser.error("nothing is left: --only knows " + ", ".join([*PEERS, *(row.name for row in ROWS)]))
-    for name in dict.fromkeys(row.peer for row in rows):
-        try:
-            environment(name, upgrade=options.upgrade)
-        except Unavailable as error:
-            print(f"{name}: {error}", flush=True)  # its rows will say so
+    missing = dict(installed(dict.fromkeys(row.peer for row in rows), options.upgrade))
     began = time.monotonic()
-    results = measure(rows, workloads, options.rounds, QUICK if options.quick else FULL)
+    results = measure(rows, workloads, options.rounds, QUICK if options.quick else FULL, missing)
     show(results)
     print(f"\n{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
     if only or options.workload or options.quick:
         print("only some of it, or small numbers: the page is left as it is")
     else:
-        page.write({"about": about(options.rounds, time.monotonic() - began), "rows": results})
+        page.write({"about": about(options.rounds, time.monotonic() - began, FULL), "rows": results})
     return any(found["lost"] for found in results.values())
 
 

@@ -28,8 +28,8 @@ class Sizes:
     cpu: int = 200
     io_most: int = 4000
     backlog: int = 100_000
-    filling: float = 20.0
-    backlog_time: float = 12.0
+    filling: int = 20
+    backlog_time: int = 12
     delayed: int = 10_000
     delayed_time: float = 30.0
 
@@ -37,7 +37,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     publishing=0.2, draining=0.3, most=2000, latency=0.4, latency_calls=30, pauses=1, cpu=30, io_most=400, backlog=2000,
-    filling=3.0, backlog_time=3.0, delayed=200, delayed_time=10.0,
+    filling=3, backlog_time=3, delayed=200, delayed_time=10.0,
 )  # fmt: skip
 
 #: Workloads in the order in which they are run, with the measures that each gives. The last two are run in one round.
@@ -223,7 +223,7 @@ class Round:
         self._drain("io", "nap", min(self.world.row.at_once * 15, self.sizes.io_most))
 
     def _delayed(self) -> None:
-        """Ten thousand calls that are due at the same moment: how long after it the last one has run."""
+        """Calls that are due at the same moment: how long after it the last one has run."""
         world, calls = self.world, self.sizes.delayed
         self._warm("noop", *world.row.later)
         rate = self.samples.get("together", (1000.0, 0.0))[0]

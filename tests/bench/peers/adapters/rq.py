@@ -1,7 +1,7 @@
 """rq: `rq worker-pool -n 2`, with its worker that forks for each job, and with `SimpleWorker`, which does not.
 
-`enqueue_many` is its call for bulk. Whoever waits blocks in `latest_result(timeout=)`. Delayed calls need workers with
-a scheduler (`rq worker --with-scheduler`), which the pool does not start.
+`enqueue_many` is its call for bulk. Whoever waits blocks in `latest_result(timeout=)`. The pool's workers
+have the scheduler that delayed calls need.
 """
 
 import os
