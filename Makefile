@@ -87,7 +87,7 @@ bench: .venv/dev ## Measure start-up, calls, drains, latency and memory beside p
 	@$(BIN)/python tests/bench/figures.py
 
 bench-peers: .venv/dev ## Measure other task libraries beside ours, and write docs/benchmarks.md (25 minutes)
-	@$(BIN)/python tests/bench/peers/run.py
+	@$(BIN)/python tests/bench/peers/run.py --upgrade
 
 bench-waiting: .venv/dev ## Ten thousand callers wait for their results on one event loop
 	@$(BIN)/python tests/bench/waiting.py

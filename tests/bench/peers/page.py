@@ -62,7 +62,7 @@ def _about(results: Mapping[str, Any]) -> str:
     went = f"{lost:,} were lost and {again:,} were run twice" if lost or again else "none was lost or run twice"
     return (
         f"Measured on {about['date']} with {about['server']} and Python {about['python']} on {about['cores']} cores "
-        f"({about['machine']}), {about['rounds']} rounds in {about['minutes']} minutes. "
+        f"({about['machine']}), rounds: {about['rounds']}, in {about['minutes']} minutes. "
         f"{sum(row['calls'] for row in rows):,} calls were run and counted: {went}."
     )
 
@@ -101,7 +101,8 @@ def _marks(results: Mapping[str, Any], found: Mapping[str, Mapping[str, Figure]]
         lines.append(f"° Other programs took more than {QUIET:g} of a core during a sample that this rests on.")
     titles = {name: MEASURES[names[0]].title for name, names in WORKLOADS.items()}
     for name, row in results["rows"].items():
-        lines += [f"{name}: {titles.get(what, 'nothing')}: {said.rstrip('.')}." for what, said in row["failed"].items()]
+        for what, said in row["failed"].items():
+            lines.append(": ".join([name, *([titles[what]] if what in titles else []), f"{said.rstrip('.: ')}."]))
         if row["lost"] or row["again"]:
             lines.append(f"{name}: of {row['calls']:,} calls {row['lost']:,} were lost, {row['again']:,} run twice.")
     return "\n\n".join(lines)

@@ -24,7 +24,7 @@ from bench.peers import page
 from bench.peers.measures import MEASURES, figure
 from bench.peers.rows import PEERS, ROWS, Row
 from bench.peers.workloads import FULL, ONCE, QUICK, WORKLOADS, Round, Sizes
-from bench.peers.world import Unavailable, environment, world
+from bench.peers.world import ROOT, Unavailable, environment, world
 
 #: Seconds after which no further round begins, nor any workload that is run once.
 LONGEST = 25 * 60
@@ -52,7 +52,7 @@ def play(row: Row, workloads: list[str], sizes: Sizes, found: dict[str, Any]) ->
                 found["lost"] += lost
                 found["again"] += again
         except (Unavailable, AssertionError, OSError) as error:
-            said = found["failed"][workload or "all"] = " ".join(str(error).split())[-300:]
+            said = found["failed"][workload or "all"] = " ".join(str(error).replace(str(ROOT), "…").split())[:300]
             print(f"    {row.name}: {workload or 'all'}: {said}", flush=True)
             if not workload:
                 break
