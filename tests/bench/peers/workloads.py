@@ -126,6 +126,8 @@ class Round:
 
     def _warm(self, task: str = "noop", command: str = "", variant: str = "") -> None:
         """Have workers that have run some calls, in all their processes; note how fast they are."""
+        if self.world.crew:
+            self._settle()  # they may be killed now, and what is not acknowledged would run again
         self.world.serve(command, variant)
         for calls in (20, 100):
             first = self._fill(task, calls)
@@ -244,6 +246,7 @@ class Round:
 
     def _backlog(self) -> None:
         sizes = self.sizes
+        self._settle()
         self.world.rest()
         self._warm()
         self._drain("backlog", "noop", sizes.backlog, longest=sizes.backlog_time, filling=sizes.filling)

@@ -193,8 +193,9 @@ class World:
         """Wait until all these calls have run, or the time is over; how many have."""
         end = time.monotonic() + timeout
         while (left := self.marks[first : first + calls].count(0)) and time.monotonic() < end:
-            if self.crew and any(worker.popen.poll() is not None for worker in self.crew.workers):
-                raise Unavailable(f"a worker ended: {self.said()}")
+            ended = [worker.popen.poll() for worker in self.crew.workers] if self.crew else []
+            if any(code is not None for code in ended):
+                raise Unavailable(f"a worker ended, exit codes {ended}: {self.said()}")
             time.sleep(pause)
         return calls - left
 
