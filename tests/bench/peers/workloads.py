@@ -129,7 +129,8 @@ class Round:
         if self.world.crew:
             self._settle()  # they may be killed now, and what is not acknowledged would run again
         self.world.serve(command, variant)
-        for calls in (20, 100):
+        most = 100 if task == "noop" else 2 * self.world.row.at_once
+        for calls in (min(20, most), min(100, most)):
             first = self._fill(task, calls)
             began = time.perf_counter()
             self._finish(first, calls)
