@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import drains
 from bench.peers import unsettled
@@ -95,17 +94,18 @@ class Round:
             client.ask("one", seconds=0.05)
             for name, has in (("one", True), ("together", True), ("many", client.has_many)):
                 if has:
-                    commands, trips = drains.counted(server)
+                    before = drains.counted(server)
                     with self._watched() as taken:
                         said = client.ask(name, seconds=self.sizes.publishing)
                         taken[name] = said["value"] / said["wall"]
                         after = drains.counted(server)
+                        trips = (after.reads - before.reads - drains.READS) / said["value"]
                         if name == "one":
-                            taken["publish_commands"] = (after[0] - commands) / said["value"]
-                            taken["publish_trips"] = (after[1] - trips - 2) / said["value"]
+                            taken["publish_commands"] = (after.commands - before.commands) / said["value"]
+                            taken["publish_trips"] = trips
                             taken["publish_client"] = said["busy"] / said["value"] * 1000
                         if name == "together":
-                            taken["together_trips"] = (after[1] - trips - 2) / said["value"]
+                            taken["together_trips"] = trips
         with Redis(port=self.world.port, db=DATABASE) as nobodys:
             nobodys.flushdb()
 
@@ -176,17 +176,16 @@ class Round:
         first = self._fill(task, calls, filling)
         queued = calls - sum(1 for number in range(first, first + calls) if number in world.left)
         looks = 0
-        before = unsettled.stored(server, world.row.peer)
+        there = unsettled.stored(server, world.row.peer)
         with self._watched() as taken:
-            commands, trips = drains.counted(server)
-            spent, busy, began = _server(server), crew.seconds(), time.perf_counter()
+            before, busy, began = drains.counted(server), crew.seconds(), time.perf_counter()
             crew.go_on()
             ran, ended = world.until_marked(first, queued, longest), time.perf_counter()
             if ran < queued and longest >= HUNG:
                 raise Unavailable(f"{ran:,} of {queued:,} calls ran within {longest:g} s: {world.said()}")
             while ran == queued:
                 looks, ended = looks + 1, time.perf_counter()
-                if unsettled.count(server, world.row.peer, before + queued) <= 0:
+                if unsettled.count(server, world.row.peer, there + queued) <= 0:
                     break
                 if ended - began > HUNG + longest:
                     raise Unavailable(f"all calls ran, but not all results were stored within {HUNG + longest:g} s")
@@ -194,15 +193,16 @@ class Round:
             after, busy = drains.counted(server), crew.seconds() - busy
             taken[name] = ran / (ended - began)
             if name == "noop":
-                taken["commands"] = (after[0] - commands - looks * unsettled.COMMANDS[world.row.peer]) / queued
-                taken["trips"] = (after[1] - trips - looks - 3) / queued
+                asked = looks * unsettled.COMMANDS[world.row.peer]
+                taken["commands"] = (after.commands - before.commands - asked) / queued
+                taken["trips"] = (after.reads - before.reads - looks - drains.READS) / queued
                 taken["worker"] = busy / queued * 1000
-                taken["server"] = (_server(server) - spent) / queued * 1000
+                taken["server"] = (after.seconds - before.seconds) / queued * 1000
         if ran < queued:  # what was not run in the time is left where it is
             world.rest()
             marks = world.marks[first : first + queued]
             world.left.update(first + number for number, mark in enumerate(marks) if not mark)
-        elif (found := unsettled.stored(server, world.row.peer) - before) < queued:
+        elif (found := unsettled.stored(server, world.row.peer) - there) < queued:
             raise Unavailable(f"only {found} of {queued} results are stored")
 
     def _settle(self) -> None:
@@ -258,9 +258,3 @@ def _machine() -> float:
     words = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _idle, _waits, irq, soft, steal = map(int, words[:8])
     return (user + nice + system + irq + soft + steal) / 100
-
-
-def _server(client: Any) -> float:
-    """Processor seconds that the server has used."""
-    said = client.info("cpu")
-    return float(said["used_cpu_user"] + said["used_cpu_sys"])
