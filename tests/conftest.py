@@ -15,7 +15,8 @@ POOLS = ("asyncio", "prefork", "threads")
 
 def pytest_configure(config: pytest.Config) -> None:
     """End like Ctrl-C when asked to stop, and keep everything of this run in one directory."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT, and so would its children
+        signal.signal(number, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         os.environ["TEST_RUN"] = tempfile.mkdtemp(prefix="core-tests-")
 

@@ -196,7 +196,7 @@ print(json.dumps(asyncio.run(main())))
     assert len(calls) == 500
     assert {call["kind"] for call in calls} == {"PublishError"}
     assert max(call["seconds"] for call in calls) < 3
-    assert during["longest"] < 0.7
+    assert during["longest"] < 1.5  # one that is held up would show the whole deadline
     possible = {call["id"] for call in calls if call["maybe"]}
     assert arrived - {call["id"] for call in before["calls"]} - {after["id"]} <= possible
     assert len(possible) == (200 if connected else 0), "one round trip was under way, and the others waited for it"
