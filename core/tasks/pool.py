@@ -114,6 +114,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._arrived: deque[Call] = deque()
         self._waiting: deque[Call] = deque()
         self._idle: list[_Tracer] = []
+        self._tasks: dict[str, Any] = {}
         self._pid = os.getpid()
         self._awake = self._closing = self._filling = False
         self._ended = threading.Event()
@@ -182,8 +183,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _launch(self, call: Call) -> None:
         name, _, run, timeout, soft_timeout, on_timeout = call.asked
-        task = self.app.tasks[name]
-        keep_by_call(task)
+        task = self._tasks.get(name)
+        if task is None:  # the first of its calls
+            task = self._tasks[name] = self.app.tasks[name]
+            keep_by_call(task)
         timeout, soft_timeout = timeout or self.options["timeout"], soft_timeout or self.options["soft_timeout"]
         context = self._context.copy()
         context.run(bridge.caller.set, call)
@@ -237,7 +240,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
             timer.cancel()
         call.tracer = None
         self.calls.discard(call)
-        self._fill()
+        if self._waiting or self._closing:
+            self._fill()
 
     def _soft(self, call: Call, seconds: float, on_timeout: Any) -> None:
         on_timeout(True, seconds)

@@ -157,9 +157,11 @@ def _task_class() -> type[Any]:
 
 def _attempt(task: Any, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one attempt. What it returns is stored, what it raises is Celery's to handle."""
-    reports = progress.Reports(_progress_store(task, body))
-    here = _current_task(task.request, body, reports.add)
-    log = Log(here, body.policy, _is_stored(task.request_stack.top, body))
+    request = task.request
+    stored = not (body.ignore_result or request.ignore_result or request.called_directly or request.is_eager)
+    reports = progress.Reports(_progress_store(task, request) if stored else lambda _: None)
+    here = _current_task(request, body, reports.add)
+    log = Log(here, body.policy, stored)
     with _RunningBody(here.id) as mine:
         try:
             if _cancelled_before(task, here.id):
@@ -237,19 +239,10 @@ async def _on_this_loop(
     return ended.result()
 
 
-def _progress_store(task: Any, body: Body) -> Callable[[dict[str, Any]], object]:
+def _progress_store(task: Any, request: Any) -> Callable[[dict[str, Any]], object]:
     """What stores the progress of this attempt, in any thread."""
-    request, backend = task.request_stack.top, task.backend
-    if not _is_stored(request, body):
-        return lambda _: None
+    backend = task.backend
     return lambda said: backend.store_result(request.id, said, progress.STATE, request=request)
-
-
-def _is_stored(request: Any, body: Body) -> bool:
-    """Whether what becomes of a call is stored."""
-    if body.ignore_result or request is None:
-        return False
-    return not (request.ignore_result or request.called_directly or request.is_eager)
 
 
 def _current_task(request: Any, body: Body, report: Callable[[progress.Progress], object]) -> CurrentTask:

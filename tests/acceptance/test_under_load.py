@@ -138,10 +138,27 @@ def test_a_process_that_is_killed_under_load_takes_nothing_with_it(made: World, 
     assert worker.stop() == 0
 
 
+def test_what_computes_is_shared_by_the_processes(made: World) -> None:
+    """What one of them has taken and cannot begin with, it would keep from the other."""
+    worker = start(made, at_once=400)
+    few = queue(made, 30, "computes", 0.02)
+    all_succeed(made, few)
+    marks = [line.split() for line in made.file.read_text().splitlines()]
+    at_work = Counter(pid for id, word, pid in marks if id in few and word == "begun")
+    assert max(at_work.values()) <= 20, at_work
+
+    many, most = queue(made, 200, "computes", 0.02), 0
+    while len(succeeded(made, many)) < 200:
+        most = max(most, *(made.redis.hlen(key) for key in made.redis.scan_iter("core-held-*")))
+    assert most <= 20
+    all_succeed(made, [*few, *many])
+    assert worker.stop() == 0
+
+
 def test_no_process_takes_more_than_it_runs_at_once(made: World, tmp_path: Path) -> None:
     """Calls with a countdown do not make it more, before or after their time has come."""
     gate = str(tmp_path / "gate")
-    later = queue(made, 300, "gated", gate, countdown=3)
+    later = queue(made, 300, "gated", gate, countdown=6)
     ids = queue(made, 5000, "gated", gate)
     first = start(made, at_once=MANY, processes=1)
     wait_until(lambda: begun(made, ids) == MANY, 20, "the first is full")

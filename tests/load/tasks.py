@@ -50,6 +50,13 @@ async def nap(seconds: float, value: int) -> int:
 
 
 @task
+async def computes(seconds: float) -> None:
+    """Hold up the loop, as what computes does."""
+    mark("begun")
+    time.sleep(seconds)  # noqa: ASYNC251  on purpose
+
+
+@task
 def plain(seconds: float, value: int) -> int:
     mark("begun")
     time.sleep(seconds)

@@ -6,6 +6,8 @@ the Redis client's own, written to and read only where neither can block; the re
 
 import asyncio
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
@@ -19,6 +21,9 @@ STARTED_AFTER = 0.02
 #: For how long the consumer waits at most until the loop tells Redis of an end: seconds, and turns of the loop, in
 #: which a body that does not wait for anything has come to its end.
 MOMENT, TURNS = 0.001, 6
+#: Seconds for which a take may keep the loop busy, as long as it can be told from the last ones, and calls that are
+#: taken at first. What one process cannot begin with soon is for others.
+WORK, AT_FIRST = 0.05, 16
 #: Bytes that a socket takes at once, however busy its server is.
 MOST = 65_536
 #: Seconds between two tries to connect, and seconds that an answer may take where the client sets none.
@@ -41,6 +46,10 @@ class Speaker:
         #: What answers come by.
         self._fd = -1
         self._turned = threading.Event()
+        #: How many calls and when, of each take with which the loop is not through yet.
+        self._taken: deque[tuple[int, float]] = deque()
+        #: How many calls may be taken at once.
+        self.credit = AT_FIRST
         #: Calls that have begun a moment ago: when they are to be stored as started, and how.
         self._begun: dict[str, tuple[float, Callable[[], object]]] = {}
         self._looks = False
@@ -52,20 +61,32 @@ class Speaker:
         """Whether this is the loop's thread."""
         return threading.get_ident() == self._thread
 
+    def has_taken(self, calls: int) -> None:
+        """So many calls were just given to the loop, by the consumer's thread."""
+        self._turned.clear()
+        self._taken.append((calls, time.monotonic()))
+        self._loop.call_soon_threadsafe(self._turn, TURNS)
+
     def let_go_first(self) -> None:
         """Wait a moment until the loop has run what it was given, and told. The consumer's thread asks, and is not it.
 
         Else the two would fight for the interpreter, and the call would wait for the consumer's next turn.
         """
-        self._turned.clear()
-        self._loop.call_soon_threadsafe(self._turn, TURNS)
         self._turned.wait(MOMENT)
 
+    def is_busy(self) -> bool:
+        """Whether the loop is not through yet with what was taken last. It wakes the consumer when it is."""
+        return bool(self._taken)
+
     def _turn(self, left: int) -> None:
-        if left and not self._turned.is_set():
+        if left:
             self._loop.call_soon(self._turn, left - 1)
-        else:
-            self._turned.set()
+            return
+        calls, since = self._taken.popleft()
+        took = max(time.monotonic() - since, 1e-6)
+        self.credit = max(1, min(self.credit * 2, int(WORK * calls / took)))
+        self._turned.set()
+        self._freed()
 
     def add(self, tag: str, write: Callable[[], object]) -> None:
         """A call has begun; *write* stores it as started, if it goes on for a while. On the loop only."""

@@ -131,10 +131,21 @@ local function out_of(key, number, most)
   return taken, true
 end
 
+-- Of a short list each worker takes its part only: what it cannot begin with at once, others can.
+local parts = {}
+local function part(there)
+  return there == 1 and 1 or math.ceil(there / math.max(1, redis.call('ZCARD', prefix .. 'core-workers')))
+end
+
 local function from(number, most)
   local first = any_next and out_of(nexts[number], number, most) or 0
-  local taken, full = out_of(KEYS[3 + number], number, most - first)
-  return first + taken, full
+  local there = redis.pcall('LLEN', KEYS[3 + number])
+  if type(there) ~= 'number' or there == 0 then return first, false end
+  parts[number] = parts[number] or part(there)
+  local asked = math.min(most - first, parts[number])
+  local taken, full = out_of(KEYS[3 + number], number, asked)
+  parts[number] = parts[number] - taken
+  return first + taken, full and (there > asked or looked >= 1000)
 end
 
 local more = false

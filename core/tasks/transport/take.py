@@ -99,6 +99,7 @@ class Taker:
     def ask(self, connection: Any) -> bool:
         """Send the script by way of *connection*, if it is time; False while others wait for their lists instead."""
         channel, prefix, now = self._channel, self.holder.prefix, time.monotonic()
+        speaker = self.holder.speaker
         # The most urgent first; queues take turns.
         queues = channel._queue_cycle.consume(len(channel.active_queues))
         lists = [(queue, channel._q_for_pri(queue, step)) for step in channel.priority_steps for queue in queues]
@@ -112,22 +113,25 @@ class Taker:
             commands.append(_awaiting(prefix, queues[0], wait))
         elif not (self._more or self._rang or now >= self._looked + WAIT or 0 < self._next <= now):
             self._wait({name for _, name in lists})
-            if self.holder.speaker is None:
+            if speaker is None:
                 self.holder.tell()
+            return False
+        elif self._more and speaker is not None and speaker.is_busy():
             return False
         self._looks = bool(commands) or now >= self._looked + LOOK
         if self._looks:
             self._looked = now
         self._takes += 1
+        most = MOST if speaker is None else min(speaker.credit, MOST)
         room = channel.qos.can_consume_max_estimate()
         keys = [self.holder.key, f"{prefix}core-delayed", f"{prefix}core-delayed-calls"]
         keys += [prefix + name for _, name in lists]
-        words = [MOST if room is None else min(room, MOST), len(queues), self.holder.connection,
+        words = [most if room is None else min(room, most), len(queues), self.holder.connection,
                  f"{self.holder.connection}.{self._takes}", int(self._looks), self.holder.marks, prefix]  # fmt: skip
-        self._loan = None if commands or self.holder.speaker else self.holder.lend()  # behind BLMOVE it would come late
+        self._loan = None if commands or speaker else self.holder.lend()  # behind BLMOVE it would come late
         if self._loan is not None:
             commands.append(self._loan.command)
-        elif self.holder.speaker is None:
+        elif speaker is None:
             self.holder.tell()
         commands.append(("EVALSHA", self._script.sha, len(keys), *keys, *words))
         self._asked, self._answers = lists, len(commands)
@@ -193,8 +197,10 @@ class Taker:
             self._deliver(queue, raw, f"{self.holder.worker}/{record.decode()}", bool(cancelled))
         if queue:
             self._channel._queue_cycle.rotate(queue)
-            if self.holder.speaker is not None and not self._more:
-                self.holder.speaker.let_go_first()
+            if (speaker := self.holder.speaker) is not None:
+                speaker.has_taken((len(found) - 2) // 4)
+                if not self._more:
+                    speaker.let_go_first()
 
     def _read(self, connection: Any) -> list[Any]:
         answers: list[Any] = []

@@ -70,6 +70,11 @@ class Worker:
         calls = [Call(lists[number - 1], raw, record.decode(), bool(mark)) for number, raw, record, mark in rows]
         return Taken(found[0] == 1, float(found[1]) if found[1] else None, calls)
 
+    def take_all(self, **options: Any) -> list[Call]:
+        """Take whatever there is: where several workers could take, each take is a part of it."""
+        found = self.take(1000, **options)
+        return found.calls + (self.take_all(**options) if found.more else [])
+
     def end(self, call: Call, verdict: str, result: tuple[str, int, str] = ("", 0, ""), **details: Any) -> list[Any]:
         """How a call ends, in the words of the script; *details* go over what a worker says."""
         said = ""

@@ -128,7 +128,7 @@ def test_a_lease_of_zero_seconds_ends_and_everything_goes_back(
     ids = [f"a{number}" for number in range(20)]
     for name in ids:
         send(name)
-    one.take(20)
+    one.take_all()
     one.lease(waiting=("1.1:3",))
 
     assert one.adopt(seconds=0) == 20
