@@ -4,7 +4,10 @@ A word in braces is filled in by the harness. The reasons for the settings are i
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
+#: Where this project is.
+PROJECT = str(Path(__file__).parents[3])
 HERE = "bench.peers.adapters"
 
 
@@ -13,7 +16,7 @@ class Peer:
     """A library, with what it needs and what it does for its rows."""
 
     title: str
-    #: What pip installs; empty is this project's own environment.
+    #: What pip installs.
     requires: tuple[str, ...]
     #: Whose versions the page names.
     versions: tuple[str, ...]
@@ -51,7 +54,7 @@ class Row:
 
 PEERS = {
     "ours": Peer(
-        "core.tasks", (), ("core-tasks", "celery", "kombu", "redis", "uvloop"),
+        "core.tasks", ("--editable", PROJECT, "uvloop"), ("core-tasks", "celery", "kombu", "redis", "uvloop"),
         "runs again, when its lease of 60 s has ended", "worker blocks in BLMOVE; caller is told by PUBLISH",
         "–",
     ),

@@ -37,13 +37,11 @@ def environment(name: str, upgrade: bool = False) -> Path:
         Unavailable: pip does not install it.
     """
     requires = PEERS[name].requires
-    if not requires:
-        return VENV / "bin"
     place = VENV / "peers" / name
     programs, stamp = place / "bin", place / "installed"
     there = stamp.exists() and stamp.read_text() == " ".join(requires)
     if upgrade or not there:
-        print(f"installing {' '.join(requires)}", flush=True)
+        print(f"installing {name}", flush=True)
         pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--upgrade"]
         try:
             subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, capture_output=True, timeout=120)
