@@ -37,7 +37,7 @@ test-rabbitmq: .venv/dev ## Run the tests with RabbitMQ as the broker, where rab
 
 test-flower: .venv/dev ## Look at every page of Flower with a browser, where Chromium is installed, and make the docs' pictures
 	@$(PIP) install 'playwright>=1.50'
-	@TEST_FLOWER=1 $(BIN)/python -m pytest tests/browser
+	@TEST_FLOWER=1 $(BIN)/python -m pytest tests/browser tests/cli/test_flower.py
 
 lint: .venv/dev ## Lint and check the format
 	@$(BIN)/ruff check .

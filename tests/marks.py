@@ -8,7 +8,7 @@ import pytest
 
 from core import config
 from core.config import Settings
-from core.tasks import celery_app
+from core.tasks import celery_app, listener, sender
 
 #: For what only our own transport promises.
 core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
@@ -47,5 +47,9 @@ def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.chdir(tmp_path)
     state, current = celery_app._process, config._current
     celery_app._process, config._current = type(state)(), type(current)()
+    for connections in (listener, sender):  # a loop that lasts, as that of `delay_sync`, keeps one to another server
+        connections.forget()
     yield
     celery_app._process, config._current = state, current
+    for connections in (listener, sender):
+        connections.forget()

@@ -83,7 +83,7 @@ def lines(file: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("pool", "transport"),
-    [("asyncio", "core"), ("prefork", "core"), ("threads", "core"), ("prefork", "stock")],
+    [("asyncio", "core"), ("threads", "core"), ("prefork", "stock")],
 )
 def test_it_ends_when_nothing_is_left_that_is_due(
     world: tuple[Project, Any], pool: str, transport: str, tmp_path: Path
