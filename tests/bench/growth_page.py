@@ -9,11 +9,11 @@ from typing import Any
 DOCS = Path(__file__).parent.parent.parent / "docs"
 #: What `make soak` has said when it was last looked at.
 SOAK = (
-    "`make soak SEED=77` (10 minutes, 123,000 calls that end in every way there is, beside other load) found every call "
-    "as it should be, and nothing that had grown. With `SEED=108848` (114,000 calls, at a load of 10) threads had, from "
-    "89 to 103, and with them memory, from 209 to 223 MiB: each process fills its pools of threads, for plain functions "
-    "and for what blocks, up to their limit, and a thread takes 1.1 to 1.3 MiB. Python objects, descriptors and "
-    "connections stayed."
+    "`make soak SEED=77` (10 minutes, 123,000 calls that end in every way there is, beside other load) found every "
+    "call as it should be, and nothing that had grown. With `SEED=108848` (114,000 calls, at a load of 10) threads "
+    "had, from 89 to 103, and with them memory, from 209 to 223 MiB: each process fills its pools of threads, for "
+    "plain functions and for what blocks, up to their limit, and a thread takes 1.1 to 1.3 MiB. Python objects, "
+    "descriptors and connections stayed."
 )
 Point = dict[str, Any]
 
