@@ -8,7 +8,7 @@ import pytest
 
 from core import config
 from core.config import Settings
-from core.tasks import celery_app, listener, sender
+from core.tasks import bridge, celery_app
 
 #: For what only our own transport promises.
 core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
@@ -47,9 +47,7 @@ def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.chdir(tmp_path)
     state, current = celery_app._process, config._current
     celery_app._process, config._current = type(state)(), type(current)()
-    for connections in (listener, sender):  # a loop that lasts, as that of `delay_sync`, keeps one to another server
-        connections.forget()
+    bridge.close()  # the loop of `delay_sync` lasts, and has a connection to another test's server
     yield
+    bridge.close()
     celery_app._process, config._current = state, current
-    for connections in (listener, sender):
-        connections.forget()

@@ -185,6 +185,7 @@ async def main():
 print(json.dumps(asyncio.run(main())))
 """,
             url,
+            TASK_PUBLISH_TIMEOUT="2",  # the first ones import Celery, which takes its time on a busy machine
         )
         before, during, after = seen
         assert after["sent"]
