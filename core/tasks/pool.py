@@ -114,7 +114,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._arrived: deque[Call] = deque()
         self._waiting: deque[Call] = deque()
         self._idle: list[_Tracer] = []
-        self._tasks: dict[str, Any] = {}
+        self._tasks, self._kept = self.app.tasks, dict[str, Any]()
         self._pid = os.getpid()
         self._awake = self._closing = self._filling = False
         self._ended = threading.Event()
@@ -183,9 +183,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _launch(self, call: Call) -> None:
         name, _, run, timeout, soft_timeout, on_timeout = call.asked
-        task = self._tasks.get(name)
-        if task is None:  # the first of its calls
-            task = self._tasks[name] = self.app.tasks[name]
+        task = self._tasks[name]
+        if self._kept.get(name) is not task:  # the first of its calls, or it was declared again
+            self._kept[name] = task
             keep_by_call(task)
         timeout, soft_timeout = timeout or self.options["timeout"], soft_timeout or self.options["soft_timeout"]
         context = self._context.copy()
