@@ -96,7 +96,8 @@ def add_commands() -> None:
         request = worker_state.requests.get(task_id)
         if request not in worker_state.active_requests:
             revoke(state, task_id)
-        if request is not None and cancel_running(request):
+        # Of two deliveries of one call, Celery forgets both when the first ends.
+        if cancel_running(request) if request is not None else runner.cancel(task_id):
             return ok(f"cancelling {task_id}")
         if request is not None and again:  # on its way to a body, which has perhaps looked for cancellations already
             state.consumer.timer.call_after(0.2, cancel_call, (state, task_id), {"again": again - 1})
