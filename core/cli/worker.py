@@ -1,5 +1,6 @@
 """`core runworker`."""
 
+import gc
 import sys
 
 import click
@@ -93,12 +94,13 @@ def command(
     """
     if burst and reload:
         raise click.UsageError("--burst ends when nothing is left, and --reload never: choose one of them.")
-    project = options.load()
     if reload:
         from core import reloader
 
-        words = [word for word in sys.argv if word != "--reload"]
-        sys.exit(reloader.run({"worker": words}, project.root, {"CORE_RUNWORKER_RELOAD": ""}, labels=False))
+        words, root = [word for word in sys.argv if word != "--reload"], options.load().root
+        sys.exit(reloader.run({"worker": words}, root, {"CORE_RUNWORKER_RELOAD": ""}, labels=False))
+    gc.disable()  # what is imported from here on stays, and looking for garbage in it takes a sixth of the start
+    options.load()
     from core.tasks import worker
 
     sys.exit(

@@ -109,6 +109,8 @@ def run(
     for queue in queues:
         celery_app.check_queue(queue)
     app = prepared_app()
+    gc.freeze()  # all of this stays, and each collection would look through it
+    gc.enable()
     end_while_starting()
     log.log_to_stderr(loglevel)
     _warn_of_root()
@@ -334,7 +336,7 @@ def _at_ready(sender: Any = None, **_: Any) -> None:
         watchdog.watch(bridge.loop(), config.get_settings().task_slow_callback)
     metrics.serve()
     gc.collect()
-    gc.freeze()  # what a worker is made of stays; each collection would look through it again
+    gc.freeze()  # what a worker is made of stays, too
     if together and not together.is_complete():
         return
     if kind != "prefork":

@@ -32,6 +32,16 @@ def test_the_ready_line_says_what_is_served_how_many_at_once_and_where(worker: P
     assert ready_line(worker) == f"serving default, high-priority, other · 4 at once · {pool}, {processes}"
 
 
+async def test_a_worker_looks_for_garbage_but_not_in_what_it_was_started_with(worker: Process) -> None:
+    """While it starts it does not look at all."""
+    from src.apps.probe.tasks import garbage
+
+    looks, frozen = await (await garbage.delay()).get(timeout=20)
+
+    assert looks
+    assert frozen > 50_000
+
+
 async def test_a_finished_call_has_one_line_without_its_arguments(worker: Process) -> None:
     from src.apps.probe.tasks import echo, permanent
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -527,3 +528,9 @@ async def alone_and_retried(file: str) -> int:
     if current().attempt == 1:
         raise TaskError("again")
     return current().attempt
+
+
+@task
+async def garbage() -> tuple[bool, int]:
+    """Whether this process looks for garbage, and how many objects it does not look through for that."""
+    return gc.isenabled(), gc.get_freeze_count()
