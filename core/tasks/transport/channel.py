@@ -18,6 +18,13 @@ from core.tasks.transport.held import Holder
 from core.tasks.transport.message import parsed
 from core.tasks.transport.take import Taker
 
+#: What connections say of their client. Where nobody says it, each looks anew for what is installed.
+CLIENT: dict[str, Any] = {}
+with suppress(ImportError):  # before 7.2 redis-py looks once
+    from redis.driver_info import DriverInfo
+
+    CLIENT["driver_info"] = DriverInfo()
+
 
 class QoS(stock.QoS):
     """kombu's count of what was delivered; what becomes of it is the holder's business."""
@@ -94,6 +101,9 @@ class Channel(stock.Channel):
         holder.qos = self.qos
         for call in list(holder.calls.values()):  # they run, and count
             self.qos.append(call.message, call.tag)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        return {**super()._connparams(asynchronous), **CLIENT}  # type: ignore[no-untyped-call]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self.taker is None:

@@ -48,9 +48,11 @@ class Consumer(Stock):  # type: ignore[misc]
 
     def connection_for_read(self, heartbeat: float | None = None) -> Any:
         """The connection that calls are taken by: kombu's, with our transport in the place of its own for Redis."""
-        connection = self.app.connection_for_read(heartbeat=heartbeat)
-        connection.transport_cls = OURS.get(connection.get_transport_cls(), connection.transport_cls)
-        return self.ensure_connected(connection)
+        return self.ensure_connected(_ours(self.app.connection_for_read(heartbeat=heartbeat)))
+
+    def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
+        """The connection that events are sent by, likewise."""
+        return self.ensure_connected(_ours(self.app.connection_for_write(url=url, heartbeat=heartbeat)))
 
     def ensure_connected(self, conn: Any) -> Any:
         """Wait for a connection, for as long as it takes."""
@@ -206,6 +208,12 @@ class Consumer(Stock):  # type: ignore[misc]
     def _announce(self, task_id: str, error: str) -> None:
         with suppress(RedisError, OSError, AttributeError):  # only Flower misses it
             self.event_dispatcher.send("task-failed", uuid=task_id, exception=error, traceback="")
+
+
+def _ours(connection: Any) -> Any:
+    """A connection of Celery's, with our transport in the place of kombu's own."""
+    connection.transport_cls = OURS.get(connection.get_transport_cls(), connection.transport_cls)
+    return connection
 
 
 def _context(call: Held) -> Any:
