@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.supervisor",
         "core.tasks.together",
         "core.tasks.celery_config",
+        "core.tasks.celery_worker",
         "core.tasks.dead",
         "core.tasks.figures",
         "core.tasks.stand_in",

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from http.server import ThreadingHTTPServer
 from typing import Any
 
 from core.errors import ConfigurationError
@@ -74,7 +73,7 @@ def take_row(number: int) -> None:
 def serve() -> None:
     """Answer from this process, in a thread of its own."""
     if _process.figures is not None and _process.listening is not None:
-        server = _Server(_process.listening, _process.figures)
+        server = _server(_process.listening, _process.figures)
         threading.Thread(target=server.serve_forever, args=(LOOK,), name="core-tasks-metrics", daemon=True).start()
 
 
@@ -110,29 +109,32 @@ def _count(figures: Figures) -> None:
     signals.task_revoked.connect(revoked, weak=False)
 
 
-class _Server(ThreadingHTTPServer):
+def _server(shared: socket.socket, figures: Figures) -> Any:
     """Answers on a socket that several processes share."""
+    # A worker without metrics needs none of these, which are a megabyte in memory.
+    from http.server import ThreadingHTTPServer
 
-    daemon_threads = True
+    from prometheus_client import CollectorRegistry, MetricsHandler
 
-    def __init__(self, shared: socket.socket, figures: Figures) -> None:
-        from prometheus_client import CollectorRegistry, MetricsHandler
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
 
-        registry = CollectorRegistry()
-        collector: Any = Collector(figures)
-        registry.register(collector)
-        handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": 10})
-        super().__init__(shared.getsockname()[:2], handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket, self._figures = shared, figures
+        def service_actions(self) -> None:
+            """Called between two looks for somebody who asks."""
+            _look(figures)
 
-    def service_actions(self) -> None:
-        """Called between two looks for somebody who asks."""
-        _look(self._figures)
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Whoever asks may go away before the answer comes."""
+            logger.debug("metrics for %s were not sent", client_address, exc_info=True)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever asks may go away before the answer comes."""
-        logger.debug("metrics for %s were not sent", client_address, exc_info=True)
+    registry = CollectorRegistry()
+    collector: Any = Collector(figures)
+    registry.register(collector)
+    handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": 10})
+    server = Server(shared.getsockname()[:2], handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = shared
+    return server
 
 
 def _look(figures: Figures) -> None:

@@ -4,7 +4,6 @@ Everything that makes a worker ours is hung on Celery's own signals and boot ste
 `celery -A core worker` is the same worker as `core runworker`.
 """
 
-import argparse
 import gc
 import importlib
 import logging
@@ -35,6 +34,7 @@ from core.tasks import (
     supervisor,
     watchdog,
 )
+from core.tasks.celery_worker import CeleryWorker
 from core.tasks.definition import SyncPeriodicTask, SyncTask
 from core.tasks.together import Together
 
@@ -42,11 +42,22 @@ logger = logging.getLogger("core.tasks")
 
 #: What every process of a worker needs, and shares when it was imported before they were forked.
 BEFORE_THE_FORK = (
-    "celery.apps.worker", "celery.bin.worker", "celery.events.dispatcher", "celery.worker.components",
-    "celery.worker.control", "celery.worker.heartbeat", "celery.worker.loops", "celery.worker.pidbox",
-    "celery.worker.strategy", "concurrent.futures.thread", "core.tasks.pool", "core.tasks.transport.backend",
-    "core.tasks.transport.consumer", "core.tasks.transport.request", "kombu.asynchronous.hub",
+    "celery.app.control", "celery.app.events", "celery.app.log", "celery.apps.worker", "celery.bin.worker",
+    "celery.events.dispatcher", "celery.worker.autoscale", "celery.worker.components",
+    "celery.worker.consumer.delayed_delivery", "celery.worker.control", "celery.worker.heartbeat",
+    "celery.worker.loops", "celery.worker.pidbox", "celery.worker.strategy", "concurrent.futures.thread",
+    "core.tasks.pool", "core.tasks.transport.backend", "core.tasks.transport.consumer",
+    "core.tasks.transport.request", "kombu.asynchronous.hub", "kombu.matcher", "kombu.pidbox",
 )  # fmt: skip
+#: Celery's loggers that say too much, and the least level that they may say.
+QUIET = {
+    "celery.worker.strategy": logging.WARNING,
+    "celery.pool": logging.INFO,  # it shows the arguments, sensitive ones as well
+    "celery.app.trace": logging.WARNING,
+    "celery.worker.consumer.mingle": logging.WARNING,
+    "celery.worker.consumer.connection": logging.WARNING,
+    "celery.apps.worker": logging.WARNING,
+}
 #: Calls at once, by pool; a pool of processes has one for each core.
 AT_ONCE = {"asyncio": 100, "threads": 50}
 
@@ -61,7 +72,7 @@ def prepared_app() -> Any:
     celery_app.import_tasks()
     app = celery_app.get_app()
     if not getattr(app, "core_tasks_prepared", False):
-        app.core_tasks_prepared, app.core_tasks_worker, app.core_tasks_together = True, None, None
+        app.core_tasks_prepared, app.core_tasks_together = True, None
         _prepare(app)
     return app
 
@@ -139,20 +150,29 @@ def run(
     together = Together(count, processes) if count and processes and processes > 1 else None
     if once:
         app.steps["consumer"].add(burst.boot_step(together))
+    command = CeleryWorker(app, [*options, *extra])
     if together is None:
-        return _node([*options, *extra], count)
+        return _node(command, count)
     share, more = divmod(together.concurrency, together.processes)
-    for module in BEFORE_THE_FORK:
-        importlib.import_module(module)
+    _share(app)
     heartbeat.end()  # each process has its own
     return supervisor.supervise(
-        lambda number: _node([*options, *extra], share + (number <= more), together, number),
+        lambda number: _node(command, share + (number <= more), together, number),
         together.processes,
         grace=settings.task_shutdown_timeout,
     )
 
 
-def _node(options: Sequence[str], concurrency: int | None, together: Together | None = None, number: int = 0) -> int:
+def _share(app: Any) -> None:
+    """Make what each process would make for itself, before they are forked."""
+    for module in BEFORE_THE_FORK:
+        importlib.import_module(module)
+    app.loader.import_default_modules()
+    control.add_commands()
+    _quieten()
+
+
+def _node(command: CeleryWorker, concurrency: int | None, together: Together | None = None, number: int = 0) -> int:
     """Run Celery's worker in this process.
 
     Args:
@@ -165,34 +185,12 @@ def _node(options: Sequence[str], concurrency: int | None, together: Together | 
     if together:
         together.join(number)
         heartbeat.begin(config.get_project().root, os.getppid(), number, together.processes)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # Two workers on one host are ordinary, and two nodes of one name answer for each other.
-    parser.add_argument("-n", "--hostname", default=f"worker-{os.getpid()}@%h")
-    named, options = parser.parse_known_args(options)
-    name, at, host = named.hostname.partition("@")
-    if together and named.hostname != parser.get_default("hostname"):
-        name += f"-{number}"
-    own = ["--hostname", f"{name}{at}{host}"]
-    if concurrency:
-        own += ["--concurrency", str(concurrency)]
     try:
-        _celery_worker(app, [*own, *options])
+        return command.run(concurrency, number)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         heartbeat.end()
-    # Celery's own command drops what its worker ended with.
-    return getattr(app.core_tasks_worker, "exitcode", None) or 0
-
-
-def _celery_worker(app: Any, options: Sequence[str]) -> None:
-    """Run `celery worker`, without the other commands: importing those would take a tenth of a process's memory."""
-    from celery.bin.base import CLIContext
-    from celery.bin.worker import worker
-
-    worker.params.extend([*app.user_options["worker"], *app.user_options["preload"]])
-    context = CLIContext(app=app, no_color=None, workdir=None, quiet=True)
-    worker.main(args=list(options), prog_name="celery worker", standalone_mode=False, obj=context)
 
 
 def end_while_starting() -> None:
@@ -248,7 +246,6 @@ def _prepare(app: Any) -> None:
                 _refuse("--autoscale", autoscale, pool, "it keeps its size. Use --concurrency.")
 
         def start(self, parent: Any) -> None:
-            app.core_tasks_worker = parent
             stop.Stop(parent).listen()
             if embedded.is_default():
                 threading.Thread(target=_keep_server, name="core-tasks-server", daemon=True).start()
@@ -313,14 +310,12 @@ def _choose_pool(sender: Any = None, **_: Any) -> None:
 
 def _quieten(**_: Any) -> None:
     """One line a finished call is ours; Celery's own three say the same with the arguments in them."""
-    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    logging.getLogger("celery.pool").setLevel(logging.INFO)  # it shows the arguments, sensitive ones as well
+    for name, level in QUIET.items():
+        if logging.getLogger(name).level != level:  # setting it empties what all loggers have cached
+            logging.getLogger(name).setLevel(level)
     trace = logging.getLogger("celery.app.trace")
-    trace.setLevel(logging.WARNING)
     if not trace.filters:
         trace.addFilter(lambda record: celery_app.find(getattr(record, "data", {}).get("name", "")) is None)
-    for name in ("celery.worker.consumer.mingle", "celery.worker.consumer.connection", "celery.apps.worker"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _at_ready(sender: Any = None, **_: Any) -> None:

@@ -1,7 +1,7 @@
 """The Lua scripts that change what Redis knows of calls, each in one step."""
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from redis.exceptions import (
@@ -33,7 +33,7 @@ def text(name: str) -> str:
 
 
 def _read(name: str) -> str:
-    return (files("core.tasks.transport") / f"{name}.lua").read_text()
+    return Path(__file__).with_name(f"{name}.lua").read_text()
 
 
 #: How the answers of a server begin that will answer otherwise in a while, where they have no class of their own.
