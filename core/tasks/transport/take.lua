@@ -87,7 +87,10 @@ end
 
 local answer, ids, count = {0, until_next}, {}, 0
 local looked = 0
-local any_next = redis.call('EXISTS', unpack(nexts)) > 0
+local next_left = redis.call('EXISTS', unpack(nexts))
+local any_next = next_left > 0
+-- A lone call is what has woken a worker: its lists are empty then.
+local any_list = not any_next or redis.call('EXISTS', unpack(KEYS, 4)) > 0
 
 -- Takes up to `most` calls of one list out of a key; returns how many, and whether it may hold more.
 local function out_of(key, number, most)
@@ -138,8 +141,12 @@ local function part(there)
 end
 
 local function from(number, most)
-  local first = any_next and out_of(nexts[number], number, most) or 0
-  local there = redis.pcall('LLEN', KEYS[3 + number])
+  local first, goes_on = 0, false
+  if next_left > 0 then
+    first, goes_on = out_of(nexts[number], number, most)
+    if first > 0 and not goes_on then next_left = next_left - 1 end
+  end
+  local there = any_list and redis.pcall('LLEN', KEYS[3 + number])
   if type(there) ~= 'number' or there == 0 then return first, false end
   parts[number] = parts[number] or part(there)
   local asked = math.min(most - first, parts[number])

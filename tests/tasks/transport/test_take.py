@@ -382,3 +382,15 @@ def test_a_take_of_a_hundred_calls_costs_ten_commands_at_most(
 
     assert commands(lambda: one.take(100)) <= 10
     assert len(one.holds()) == 100
+
+
+def test_a_lone_call_that_has_woken_a_worker_costs_eight_commands_however_many_priorities_there_are(
+    one: Any, send: Any, redis: Any, commands: Callable[..., int]
+) -> None:
+    lists = ("default", *(f"default\x06\x16{step}" for step in (3, 6, 9)))
+    one.take(0)
+    send("a")
+    redis.lmove(f"{one.prefix}default", f"{one.prefix}{NEXT}", "RIGHT", "LEFT")
+
+    assert commands(lambda: one.take(10, lists)) <= 8
+    assert len(one.holds()) == 1
