@@ -84,7 +84,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "core.tasks.transport.request",
         "core.tasks.transport.speak",
     ),
-    ("core.tasks.transport.channel",),
+    ("core.tasks.transport.channel", "core.tasks.transport.strategy"),
     ("core.tasks.transport.backend", "core.tasks.transport.consumer"),
     ("core.tasks.transport.recorder",),
     ("core.celery", "core.cli"),

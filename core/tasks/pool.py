@@ -21,6 +21,7 @@ from celery import _state
 from celery.concurrency.base import BasePool, apply_target
 from celery.concurrency.prefork import _run_ready_callbacks
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.threads import _LocalStack
 from greenlet import getcurrent, greenlet
 
 from core import config
@@ -90,9 +91,36 @@ class Call:
         self.pool.loop.call_soon_threadsafe(self.pool.stop_call, self)
 
 
+class _ByCall(_LocalStack):  # type: ignore[misc]
+    """Celery's stack, one for each call instead of each thread; it is asked so often that each step in it counts."""
+
+    def push(self, obj: Any) -> None:
+        kept, ident = self._local.__storage__, bridge.ident()
+        if ident in kept:
+            kept[ident]["stack"].append(obj)
+        else:
+            kept[ident] = {"stack": [obj]}
+
+    def pop(self) -> Any:
+        kept, ident = self._local.__storage__, bridge.ident()
+        if ident not in kept:
+            return None
+        stack = kept[ident]["stack"]
+        if len(stack) == 1:
+            del kept[ident]
+        return stack.pop()
+
+    @property
+    def top(self) -> Any:
+        kept = self._local.__storage__.get(bridge.ident())
+        return kept["stack"][-1] if kept else None
+
+
 def keep_by_call(task: Any = None) -> None:
     """Make Celery's stack of tasks, or a task's of requests, known in coroutines, too."""
-    (task.request_stack if task else _state._task_stack).__ident_func__ = bridge.ident
+    stack = task.request_stack if task else _state._task_stack
+    if stack.__class__ is _LocalStack:
+        stack.__class__, stack.__ident_func__ = _ByCall, bridge.ident
 
 
 class TaskPool(BasePool):  # type: ignore[misc]

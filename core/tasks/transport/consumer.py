@@ -25,6 +25,7 @@ from core.tasks.transport.lease import Lease
 from core.tasks.transport.message import Unreadable, names, read
 from core.tasks.transport.request import Request
 from core.tasks.transport.speak import Speaker
+from core.tasks.transport.strategy import receive
 
 logger = logging.getLogger("core.tasks")
 
@@ -95,6 +96,8 @@ class Consumer(Stock):  # type: ignore[misc]
         for task in self.app.tasks.values():
             if task.Request == Task.Request:
                 task.Request = Request
+                if task.Strategy == Task.Strategy:
+                    task.Strategy = receive
         super().update_strategies()
 
     def create_task_handler(self, *args: Any, **options: Any) -> Any:

@@ -3,11 +3,15 @@
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.app.task import Context
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, Terminated, WorkerLostError
 from celery.worker import request, state
 
 from core.tasks import runner
 from core.tasks.transport import callbacks, held
+
+#: What a request has under the names of Celery's own; the rest are the message's own headers.
+CELERYS = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -19,21 +23,26 @@ class Request(request.Request):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        if eta := self._request_dict.pop("core-eta", None):
-            self._request_dict["eta"] = eta
-        if not isinstance(self.args, list | tuple) or not isinstance(self.kwargs, dict):
+        headers, payload = self._request_dict, self._payload
+        given, named, embedded = payload
+        if eta := headers.pop("core-eta", None):
+            headers["eta"] = eta
+        if not isinstance(given, list | tuple) or not isinstance(named, dict):
             raise InvalidTaskError("the arguments are not a list and an object")
-        body, (hard, soft) = getattr(self.task, "body", None), self.time_limits
-        if body and body.limit and hard and hard > self.task.time_limit:
-            self.time_limits = self.task.time_limit, soft  # whoever sent it has no say in how long it may take
-        if body and body.arguments.sensitive:
-            self._hide(body)
-        # Read already: the tracer need not do it again.
-        self._body, self._content_type = self._payload, None
-        embedded = self._payload[2]
         if not (embedded is None or isinstance(embedded, dict)):
             raise InvalidTaskError("what goes with the arguments (callbacks, chord) is not an object")
-        follows = embedded and any(embedded.get(key) for key in callbacks.KEYS)
+        if body := getattr(self._task, "body", None):
+            hard, soft = self.time_limits
+            if body.limit and hard and hard > self._task.time_limit:
+                self.time_limits = self._task.time_limit, soft  # whoever sent it has no say in how long it may take
+            if body.arguments.sensitive:
+                self._hide(body)
+        # Read already: the tracer need not do it again.
+        self._body, self._content_type = payload, None
+        # Celery would look for these once more, by way of each name that it has itself.
+        every = {**headers, **(embedded or {})}
+        headers.setdefault("headers", {name: every[name] for name in every.keys() - CELERYS})
+        follows = embedded and any(map(embedded.get, callbacks.KEYS))
         if follows and not self._is_signed() and (name := callbacks.unknown(embedded, self.app)):
             raise callbacks.Unknown(f"a call of {name} is to follow it, which is no task of this project "
                                     "(task_foreign_callbacks)")  # fmt: skip
