@@ -32,7 +32,8 @@ class Arguments:
         #: Parameters whose values are not for people to read.
         self.sensitive = sensitive
         self.signature = inspect.signature(function)
-        self._parameters: Any = None
+        #: Checks arguments against them.
+        self._parameters: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None
         self._returns: Any = None
 
     def prepare(self) -> bool:
@@ -51,7 +52,7 @@ class Arguments:
     def _build(self) -> None:
         from pydantic import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, TypeAdapter
         from pydantic.errors import PydanticUserError
-        from pydantic_core import SchemaValidator
+        from pydantic_core import ArgsKwargs, SchemaValidator
 
         if self._parameters is not None:
             return
@@ -73,7 +74,8 @@ class Arguments:
             if error.code == "class-not-fully-defined":
                 raise NameError(reason) from error
             raise TaskDefinitionError(f"{self.name} has an annotation that cannot be used: {reason}.") from error
-        self._parameters = SchemaValidator(_only_arguments(schema))
+        check = SchemaValidator(_only_arguments(schema)).validate_python
+        self._parameters = lambda args, kwargs: check(ArgsKwargs(args, kwargs))
 
     def _validator(self) -> Any:
         if self._parameters is None:
@@ -196,13 +198,14 @@ class Arguments:
             ) from error
 
     def _validate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
-        from pydantic import ValidationError
-        from pydantic_core import ArgsKwargs
-
-        validator = self._validator()
+        check = self._parameters or self._validator()
         try:
-            bound_args, bound_kwargs = validator.validate_python(ArgsKwargs(args, kwargs))
-        except ValidationError as error:
+            bound_args, bound_kwargs = check(args, kwargs)
+        except ValueError as error:
+            from pydantic import ValidationError
+
+            if not isinstance(error, ValidationError):
+                raise
             raise ArgumentsError(
                 f"{self.name}{self.signature} was called wrongly: {self._reasons(error, args)}"
             ) from None

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -247,7 +247,7 @@ def _progress_store(task: Any, request: Any) -> Callable[[dict[str, Any]], objec
 
 def _current_task(request: Any, body: Body, report: Callable[[progress.Progress], object]) -> CurrentTask:
     deadline = datetime.now(UTC) + timedelta(seconds=body.limit.seconds) if body.limit else None
-    own = request.headers if isinstance(request.headers, Mapping) else {}
+    own = request.headers if isinstance(request.headers, dict) else {}
     return CurrentTask(
         id=request.id,
         name=body.name,

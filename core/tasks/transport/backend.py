@@ -70,7 +70,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
             meta = self._get_result_meta(self.encode_result(result, state), state, traceback, request)
             meta["task_id"] = _text(task_id)
             ttl = int((self.failure_expires if state == states.FAILURE else self.expires) or 0)
-            return _text(self.get_key_for_task(task_id)), ttl, self.encode(meta)
+            return self._keys + _text(task_id), ttl, self.encode(meta)
 
         if state == progress.STATE:  # at once: while Redis is away, what is only news must not pile up
             self.put(*entry(), tag)
@@ -94,9 +94,22 @@ class Backend(RedisBackend):  # type: ignore[misc]
     def encode(self, data: Any) -> Any:
         """What is stored, as text."""
         if self.serializer == "json" and not self.compression:
-            with suppress(TypeError, ValueError):  # kombu's encoder is needed for values that it knows alone
+            try:
                 return _json.encode(data)
+            except (TypeError, ValueError):  # kombu's encoder is needed for values that it knows alone
+                pass
         return super().encode(data)
+
+    # What Celery makes anew for each result, or looks for in its configuration.
+
+    @cached_property
+    def _keys(self) -> str:
+        """What the keys of results begin with."""
+        return _text(self.get_key_for_task("-")).removesuffix("-")
+
+    @cached_property
+    def _tasks(self) -> Any:
+        return self.app.tasks
 
     @cached_property
     def _extended(self) -> bool:
@@ -109,7 +122,6 @@ class Backend(RedisBackend):  # type: ignore[misc]
     def _get_result_meta(
         self, result: Any, state: str, traceback: Any, request: Any, format_date: bool = True, encode: bool = False
     ) -> Any:
-        # What Celery's does, without a search through the configuration and a time zone made anew for each result.
         if encode or not format_date or not request or getattr(request, "stamps", None):
             meta = super()._get_result_meta(result, state, traceback, request, format_date, encode)
             return meta | self._arguments(request) if "args" in meta else meta
@@ -135,7 +147,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return meta
 
     def _arguments(self, request: Any) -> dict[str, Any]:
-        body = getattr(self.app.tasks.get(request.task), "body", None)
+        body = getattr(self._tasks.get(request.task), "body", None)
         if body is None or not body.arguments.sensitive:
             return {"args": request.args, "kwargs": request.kwargs}
         args, kwargs = body.arguments.shown(request.args or (), request.kwargs or {})

@@ -5,7 +5,6 @@ does both. Only the channel that a worker consumes its queues from takes so: pub
 answers are kombu's own.
 """
 
-from contextlib import suppress
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -75,9 +74,11 @@ class Message(virtual.Message):
 
     def _decode(self) -> Any:
         if self.content_type == "application/json" and self.content_encoding == "utf-8":
-            with suppress(ValueError):
+            try:
                 if isinstance(self.body, bytes) and b'"__type__"' not in self.body:
                     return parsed(self.body)
+            except ValueError:
+                pass
         return super()._decode()  # type: ignore[no-untyped-call]
 
 

@@ -20,10 +20,11 @@ class Request(request.Request):  # type: ignore[misc]
     acknowledged: bool
     time_limits: Any
     _app: Any
+    _body: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        headers, payload = self._request_dict, self._payload
+        headers, payload = self._request_dict, self._body if self._decoded else self._message.payload
         given, named, embedded = payload
         if eta := headers.pop("core-eta", None):
             headers["eta"] = eta
