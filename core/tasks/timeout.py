@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from core.errors import TaskTimeout
 from core.tasks import bridge
@@ -32,6 +34,59 @@ class Limit:
     def hard(self) -> float:
         """When a pool that can kill may do so: the limit and its grace."""
         return self.seconds + GRACE
+
+
+class Alarms:
+    """What is to be done a while after it was set, the same while for all: so one timer does for many.
+
+    It belongs to one event loop, on which alone it may be used.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        #: When each rings, and what is done then: the earliest come first.
+        self._set: dict[Any, tuple[float, Callable[[], object]]] = {}
+        self._looks = False
+
+    def add(self, key: Any, ring: Callable[[], object]) -> None:
+        """Call *ring* when the time has passed, unless *key* is dropped before."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + self._seconds
+        self._set[key] = at, ring
+        if not self._looks:
+            self._looks = True
+            loop.call_at(at, self._look)
+
+    def drop(self, key: Any) -> None:
+        """Forget it, if it has not rung."""
+        self._set.pop(key, None)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = list(takewhile(lambda alarm: alarm[1][0] <= now, self._set.items()))
+        try:
+            for key, (_, ring) in due:
+                if self._set.pop(key, None):
+                    ring()
+        finally:
+            first = next(iter(self._set.values()), None)
+            self._looks = first is not None
+            if first is not None:
+                loop.call_at(first[0], self._look)
+
+
+#: Each loop's, by their seconds.
+_limits: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, Alarms]] = WeakKeyDictionary()
+
+
+def _alarms(seconds: float) -> Alarms:
+    """The running loop's, for a limit of so many seconds."""
+    loop = asyncio.get_running_loop()
+    try:
+        return _limits[loop][seconds]
+    except KeyError:
+        return _limits.setdefault(loop, {}).setdefault(seconds, Alarms(seconds))
 
 
 class Timed:
@@ -54,9 +109,11 @@ class Timed:
         self._limit, self._name = limit, name
         self._done: Callable[[Any, BaseException | None], None] | None = done
         self._late = self.cancelled = False
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(limit.seconds, self._too_late) if limit else None
-        self._task = self._loop.create_task(body)
+        self._timer: asyncio.TimerHandle | None = None
+        self._alarms = _alarms(limit.seconds) if limit else None
+        if self._alarms is not None:
+            self._alarms.add(self, self._too_late)
+        self._task = asyncio.get_running_loop().create_task(body)
         self._task.add_done_callback(self._ended)
 
     def cancel(self) -> None:
@@ -68,7 +125,8 @@ class Timed:
     def _too_late(self) -> None:
         self._late = True
         self.cancel()
-        self._timer = self._loop.call_later(GRACE, self._end, None, self._timeout(stopped=False))
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(GRACE, self._end, None, self._timeout(stopped=False))
 
     def _timeout(self, stopped: bool) -> TaskTimeout:
         assert self._limit is not None
@@ -82,6 +140,8 @@ class Timed:
         self._end(value, error)
 
     def _end(self, value: Any, error: BaseException | None) -> None:
+        if self._alarms is not None:
+            self._alarms.drop(self)
         if self._timer is not None:
             self._timer.cancel()
         done, self._done = self._done, None

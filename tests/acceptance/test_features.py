@@ -26,7 +26,7 @@ OUTCOMES = ("task_success", "task_failure", "task_retry", "task_revoked", "task_
 def made(pool: str) -> Iterator[World]:
     """A worker on this pool, four calls at once."""
     with world() as made:
-        made.start("--pool", pool, "--concurrency", "4", "--", "-E")
+        made.start("--pool", pool, "--concurrency", "4")
         yield made
         assert made.worker.stop() == 0
 
@@ -96,8 +96,9 @@ def test_a_coroutine_and_what_it_starts_know_their_call(made: World) -> None:
 
 @contextmanager
 def events(made: World) -> Iterator[list[dict[str, Any]]]:
-    """What the worker announces meanwhile."""
+    """What the worker announces meanwhile, since somebody asks."""
     found: list[dict[str, Any]] = []
+    made.ask("enable_events")
     with made.app.connection_for_read() as connection:
         receiver = made.app.events.Receiver(connection, handlers={"*": found.append})
         ready, over = threading.Event(), threading.Event()
@@ -118,6 +119,7 @@ def events(made: World) -> Iterator[list[dict[str, Any]]]:
             wait_until(lambda: made.call("add", 1).get() and found, 10, "the first event")  # it listens from then on
             yield found
         finally:
+            made.ask("disable_events")
             over.set()
             thread.join()
 
@@ -145,6 +147,14 @@ def test_events_tell_of_every_step_once(made: World) -> None:
         assert {name: seen(call) for name, call in calls.items()} == {n: sorted(e) for n, e in expected.items()}
         said = {event["uuid"]: event["exception"] for event in found if event["type"] == "task-retried"}
         assert said == {calls["ours"].id: "TaskError('attempt 1')", calls["plain"].id: "ValueError('attempt 1')"}
+        made.ask("disable_events")
+        unseen = made.call("ours")
+        unseen.get()
+        made.ask("enable_events")
+        last = made.call("ours")
+        last.get()
+        wait_until(lambda: "task-succeeded" in seen(last), 10, "events of the last call")
+        assert seen(unseen) == []
 
 
 # How a call ends

@@ -1,6 +1,7 @@
 """Bodies: one event loop for the life of the process, what a task knows of itself, and how errors come back."""
 
 import asyncio
+import gc
 import time
 from typing import Any
 
@@ -26,6 +27,7 @@ async def test_every_process_has_one_loop_for_all_its_calls(pool: str) -> None:
     loops = {(place["pid"], place["thread"], place["loop"]) for place in seen}
     assert len(loops) == len({place["pid"] for place in seen})
     assert len(loops) <= (4 if pool == "prefork" else 1)
+    assert {place["young"] for place in seen} == {5000 if pool == "asyncio" else gc.get_threshold()[0]}
 
 
 @pytest.mark.usefixtures("worker")

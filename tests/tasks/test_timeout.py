@@ -59,6 +59,27 @@ async def test_a_body_past_its_limit_is_cancelled_and_its_cleanup_runs() -> None
     assert str(caught.value) == "send_email was stopped after 0.05 s (the timeout of its decorator)."
 
 
+async def test_bodies_with_the_same_limit_have_it_each_from_its_own_beginning() -> None:
+    """One timer is set for all of them, also for the next ones when none has been left."""
+    loop = asyncio.get_running_loop()
+
+    async def one(wait: float) -> float:
+        await asyncio.sleep(wait)
+        began = loop.time()
+        with pytest.raises(TaskTimeout):
+            await within(SOON, asyncio.sleep(60), "f")
+        return loop.time() - began
+
+    async def in_time(wait: float) -> float:
+        await asyncio.sleep(wait)
+        await within(SOON, asyncio.sleep(0.001), "f")
+        return SOON.seconds
+
+    for _ in range(2):
+        took = await asyncio.gather(one(0), in_time(0), one(0.02), in_time(0.03), one(0.03), one(0.12))
+        assert all(SOON.seconds - 0.001 <= seconds < 5 for seconds in took), took
+
+
 async def test_a_body_that_swallows_the_cancellation_has_failed_all_the_same() -> None:
     async def body() -> str:
         with contextlib.suppress(asyncio.CancelledError):

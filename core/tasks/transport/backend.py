@@ -76,7 +76,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
             self.put(*entry(), tag)
             return
         holder = held.current()
-        starts = holder.speaker if holder and holder.speaker and holder.speaker.is_here() else _starts()
+        starts = holder.speaker.starts if holder and holder.speaker and holder.speaker.is_here() else _starts()
         if state == states.STARTED:
             starts.add(tag, lambda: holder.write(entry()) if holder else self.put(*entry(), tag))
             return

@@ -14,6 +14,11 @@ from core.tasks.transport import callbacks, held
 CELERYS = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
 
 
+def is_watched(events: Any) -> bool:
+    """Whether somebody wants to see what becomes of calls, as Flower does. A worker's own events go on without."""
+    return bool(events and events.enabled and not (events.groups and "task" not in events.groups))
+
+
 class Request(request.Request):  # type: ignore[misc]
     """Celery's request, for calls that a holder holds."""
 
@@ -21,6 +26,7 @@ class Request(request.Request):  # type: ignore[misc]
     time_limits: Any
     _app: Any
     _body: Any
+    _eventer: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -69,6 +75,11 @@ class Request(request.Request):  # type: ignore[misc]
     def tag(self) -> str:
         """The name of this delivery."""
         return str(self._message.delivery_tag)
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell whoever watches."""
+        if is_watched(self._eventer):
+            super().send_event(type, **fields)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A process or thread of the pool has begun."""

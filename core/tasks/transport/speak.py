@@ -9,11 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any
 
 from redis.exceptions import RedisError
 
+from core.tasks.timeout import Alarms
 from core.tasks.transport.held import Holder, Loan
 
 #: Seconds that a body runs before its call is stored as started: a shorter one goes straight to its result.
@@ -50,9 +50,8 @@ class Speaker:
         self._taken: deque[tuple[int, float]] = deque()
         #: How many calls may be taken at once.
         self.credit = AT_FIRST
-        #: Calls that have begun a moment ago: when they are to be stored as started, and how.
-        self._begun: dict[str, tuple[float, Callable[[], object]]] = {}
-        self._looks = False
+        #: Calls that have begun a moment ago, which are stored as started if they go on. On the loop only.
+        self.starts = Alarms(STARTED_AFTER)
         self._since = 0.0
         self._patience: asyncio.TimerHandle | None = None
         loop.call_soon_threadsafe(self._connect)
@@ -87,28 +86,6 @@ class Speaker:
         self.credit = max(1, min(self.credit * 2, int(WORK * calls / took)))
         self._turned.set()
         self._freed()
-
-    def add(self, tag: str, write: Callable[[], object]) -> None:
-        """A call has begun; *write* stores it as started, if it goes on for a while. On the loop only."""
-        self._begun[tag] = self._loop.time() + STARTED_AFTER, write
-        if not self._looks:
-            self._looks = True
-            self._loop.call_later(STARTED_AFTER, self._store_starts)
-
-    def drop(self, tag: str) -> None:
-        """Forget a call that has ended. On the loop only."""
-        self._begun.pop(tag, None)
-
-    def _store_starts(self) -> None:
-        now = self._loop.time()
-        due = list(takewhile(lambda begun: begun[1][0] <= now, self._begun.items()))  # the earliest come first
-        for tag, (_, write) in due:
-            del self._begun[tag]
-            write()
-        first = next(iter(self._begun.values()), None)
-        self._looks = first is not None
-        if first is not None:
-            self._loop.call_later(first[0] - now, self._store_starts)
 
     def soon(self) -> None:
         """Tell what there is to tell when the loop turns. Any thread may ask."""

@@ -12,6 +12,8 @@ from celery import signals
 from celery.worker import state, strategy
 from celery.worker.request import create_request_cls
 
+from core.tasks.transport.request import is_watched
+
 
 def receive(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     """Celery's strategy for a task, with a short way for most of its calls."""
@@ -26,8 +28,9 @@ def receive(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
 
     def received(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
         headers = message.headers
-        watched = events and events.enabled and not (events.groups and "task" not in events.groups)
-        if watched or body is not None or headers.get("eta") or buckets[task.name] or "args" in message.payload:
+        if body is not None or is_watched(events) or headers.get("eta") or buckets[task.name]:
+            return stock(message, body, ack, reject, callbacks)
+        if "args" in message.payload:  # an older message with newer headers
             return stock(message, body, ack, reject, callbacks)
         request = request_class(
             message, on_ack=ack, on_reject=reject, app=app, hostname=hostname, eventer=events, task=task,

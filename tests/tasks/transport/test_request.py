@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
+from celery.worker import request as stock
 from kombu import Connection, Exchange, Queue
 from kombu.simple import SimpleQueue
 from pydantic import SecretStr
@@ -26,7 +28,8 @@ class Unreachable(Settings):
     redis_url: SecretStr | None = SecretStr("redis://127.0.0.1:1")
 
 
-def limits(messages: Any, timeout: float | None, **sent: Any) -> Any:
+def received(messages: Any, timeout: float | None = None, kind: type[stock.Request] = Request, **sent: Any) -> Any:
+    """What a worker makes of a call that plain Celery sends."""
     configure(Unreachable)
 
     @task(name="t.limited", timeout=timeout)
@@ -37,7 +40,7 @@ def limits(messages: Any, timeout: float | None, **sent: Any) -> Any:
         caller.send_task("t.limited", queue="t", connection=messages.channel.connection.client, **sent)
     message = messages.get(timeout=5)
     message.ack()
-    return Request(message, app=celery_task.app, task=celery_task, body=message.payload, decoded=True).time_limits
+    return kind(message, app=celery_task.app, task=celery_task)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +56,15 @@ def limits(messages: Any, timeout: float | None, **sent: Any) -> Any:
 def test_a_message_may_shorten_the_time_of_its_call_and_not_prolong_it(
     messages: Any, timeout: float | None, sent: dict[str, Any], expected: Any
 ) -> None:
-    assert tuple(limits(messages, timeout, **sent)) == expected
+    assert tuple(received(messages, timeout, **sent).time_limits) == expected
+
+
+@pytest.mark.parametrize(
+    "sent", [{}, {"trace": "abc", "shadow": "other"}, {"headers": {"a": "b"}, "trace": "abc"}, {"headers": None}]
+)
+def test_the_headers_of_a_message_are_those_that_celery_finds(messages: Any, sent: dict[str, Any]) -> None:
+    """Where there are none at all it has None."""
+    ours, theirs = (Context(received(messages, kind=kind, headers=dict(sent)).request_dict).headers
+                    for kind in (Request, stock.Request))  # fmt: skip
+
+    assert (ours or {}) == (theirs or {})

@@ -163,8 +163,9 @@ def exits_sync() -> None:
 
 @task
 async def where() -> dict[str, Any]:
-    """Process, thread and loop that the body runs on."""
-    return {"pid": os.getpid(), "thread": threading.get_ident(), "loop": id(asyncio.get_running_loop())}
+    """Process, thread and loop that the body runs on, and after how many new objects garbage is looked for there."""
+    loop = id(asyncio.get_running_loop())
+    return {"pid": os.getpid(), "thread": threading.get_ident(), "loop": loop, "young": gc.get_threshold()[0]}
 
 
 @task
