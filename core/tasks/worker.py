@@ -60,6 +60,9 @@ QUIET = {
 }
 #: Calls at once, by pool; a pool of processes has one for each core.
 AT_ONCE = {"asyncio": 100, "threads": 50}
+#: Python's own thresholds for collecting garbage, and how many objects are made for each call at once before a process
+#: looks for some: a hundred of each call that it has taken are none, and come and go.
+PYTHONS, EACH = gc.get_threshold(), 200
 
 
 def prepared_app() -> Any:
@@ -332,6 +335,8 @@ def _at_ready(sender: Any = None, **_: Any) -> None:
     metrics.serve()
     gc.collect()
     gc.freeze()  # what a worker is made of stays, too
+    if kind == "asyncio" and gc.get_threshold() == PYTHONS:  # else somebody has chosen
+        gc.set_threshold(max(PYTHONS[0], EACH * worker.pool.num_processes), *PYTHONS[1:])
     if together and not together.is_complete():
         return
     if kind != "prefork":

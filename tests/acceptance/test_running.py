@@ -27,7 +27,7 @@ async def test_every_process_has_one_loop_for_all_its_calls(pool: str) -> None:
     loops = {(place["pid"], place["thread"], place["loop"]) for place in seen}
     assert len(loops) == len({place["pid"] for place in seen})
     assert len(loops) <= (4 if pool == "prefork" else 1)
-    assert {place["young"] for place in seen} == {5000 if pool == "asyncio" else gc.get_threshold()[0]}
+    assert {place["young"] for place in seen} == {4 * 200 if pool == "asyncio" else gc.get_threshold()[0]}
 
 
 @pytest.mark.usefixtures("worker")
