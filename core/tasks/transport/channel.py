@@ -5,6 +5,7 @@ does both. Only the channel that a worker consumes its queues from takes so: pub
 answers are kombu's own.
 """
 
+from contextlib import suppress
 from queue import Empty
 from time import monotonic
 from typing import Any
