@@ -223,9 +223,13 @@ class TaskPool(BasePool):  # type: ignore[misc]
             future.add_done_callback(partial(self._ran, call))
             return
         if soft_timeout:
-            call.timers.append(self.loop.call_later(soft_timeout, self._soft, call, soft_timeout, on_timeout))
+            call.timers.append(
+                self.loop.call_later(soft_timeout, self._soft, call, soft_timeout, on_timeout, context=self._context)
+            )
         if timeout and timeout != (task.body.limit and task.body.limit.hard):  # else the runner keeps it
-            call.timers.append(self.loop.call_later(timeout, self._hard, call, timeout, on_timeout))
+            call.timers.append(
+                self.loop.call_later(timeout, self._hard, call, timeout, on_timeout, context=self._context)
+            )
         call.tracer = tracer = self._idle.pop() if self._idle else _Tracer(self._idle)
         tracer.call, tracer.gr_context = call, context
         self._step(call, tracer.switch, run)

@@ -6,6 +6,7 @@ cancels a coroutine on its loop and interrupts a plain function in a main thread
 
 import asyncio
 import contextlib
+import contextvars
 import signal
 import threading
 import time
@@ -47,6 +48,8 @@ class Alarms:
         #: When each rings, and what is done then: the earliest come first.
         self._set: dict[Any, tuple[float, Callable[[], object]]] = {}
         self._looks = False
+        #: It rings for many calls, in the context of none, and keeps that of none.
+        self._context = contextvars.Context()
 
     def add(self, key: Any, ring: Callable[[], object]) -> None:
         """Call *ring* when the time has passed, unless *key* is dropped before."""
@@ -55,7 +58,7 @@ class Alarms:
         self._set[key] = at, ring
         if not self._looks:
             self._looks = True
-            loop.call_at(at, self._look)
+            loop.call_at(at, self._look, context=self._context)
 
     def drop(self, key: Any) -> None:
         """Forget it, if it has not rung."""
@@ -73,7 +76,7 @@ class Alarms:
             first = next(iter(self._set.values()), None)
             self._looks = first is not None
             if first is not None:
-                loop.call_at(first[0], self._look)
+                loop.call_at(first[0], self._look, context=self._context)
 
 
 #: Each loop's, by their seconds.

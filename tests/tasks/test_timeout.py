@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import contextvars
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -130,6 +132,23 @@ async def test_a_body_that_does_not_stop_is_given_up_after_its_grace(monkeypatch
 
     released.set()
     await ended.wait()
+
+
+async def test_a_call_that_has_ended_is_freed_though_its_limit_is_far_away() -> None:
+    """The timer is set with the first of many calls, and is none of theirs."""
+
+    class Request: ...
+
+    async def attempt() -> "weakref.ref[Request]":
+        kept.set(request := Request())
+        assert await within(LATE, asyncio.sleep(0, "done"), "f") == "done"
+        return weakref.ref(request)
+
+    kept: contextvars.ContextVar[Request] = contextvars.ContextVar("kept")
+    request = await asyncio.create_task(attempt())
+    await asyncio.sleep(0)
+
+    assert request() is None
 
 
 def test_a_pool_that_can_kill_waits_for_the_grace_first() -> None:
