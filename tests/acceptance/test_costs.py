@@ -218,10 +218,10 @@ async def test_what_a_worker_costs_that_has_nothing_to_run(client: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "commands", "reads"),
     [
-        ("quick", {}, 24.9, 4.5),
-        ("alone", {}, 29.9, 4.5),
-        ("quick", {"countdown": 0.1}, 43.5, 5.5),
-        ("again", {}, 62, 8.5),
+        ("quick", {}, 18.9, 4.5),
+        ("alone", {}, 23.9, 4.5),
+        ("quick", {"countdown": 0.1}, 42.5, 5.5),
+        ("again", {}, 55, 8.5),
     ],
     ids=["a call", "a unique call", "a call with a countdown", "a call that is tried twice"],
 )

@@ -57,9 +57,12 @@ class World:
         """How many messages are in the queue, and how many some worker holds.
 
         Where two processes end in one moment, what one gives back may have been set down for the other: the next take
-        of any worker begins there.
+        of any worker begins there. A connection that its process has left behind may still move it.
         """
-        return int(self.redis.llen("default") + self.redis.llen("core-next-default")), len(held(self.redis))
+        with self.redis.pipeline() as both:
+            both.llen("default")
+            both.llen("core-next-default")
+            return sum(both.execute()), len(held(self.redis))
 
 
 @contextmanager
