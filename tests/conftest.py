@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import pytest
 from support import Process, Project, project, sweep
 
@@ -19,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(number, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         os.environ["TEST_RUN"] = tempfile.mkdtemp(prefix="core-tests-")
+        config.add_cleanup(commands.serve(Path(os.environ["TEST_RUN"])).wait)  # the sweep ends it
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import commands
 from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
@@ -128,7 +129,7 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment: dict[str, str] = {}
+        self.environment = {"PYTHONPATH": commands.HIDDEN} if "TEST_RUN" in os.environ else {}
         self._processes: list[Process] = []
 
     def write(self, path: str, text: str) -> Path:
@@ -139,9 +140,12 @@ class Project:
         return file
 
     def run(self, *command: str, cwd: Path | None = None, timeout: float = 60, **environment: str) -> Any:
-        """Run a command to its end. `core` and `celery` are those of this environment."""
+        """Run a command to its end. `core`, `celery` and `python` are those of this environment."""
+        variables = clean_environment(**(self.environment | environment))
+        if commands.can_fork(command, variables):
+            return commands.run(command, cwd or self.root, variables, timeout)
         return subprocess.run(
-            self._resolved(command), cwd=cwd or self.root, env=clean_environment(**(self.environment | environment)),
+            self._resolved(command), cwd=cwd or self.root, env=variables,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
 
@@ -164,9 +168,14 @@ class Project:
         """Run Python code inside the project."""
         return self.run(sys.executable, "-c", code, timeout=timeout, **environment)
 
+    def caller(self, code: str, timeout: float = 60, **environment: str) -> Any:
+        """The same where it does not matter that Celery is imported already, which takes longer than most code."""
+        return self.run("python", "-c", code, timeout=timeout, **environment)
+
     @staticmethod
     def _resolved(command: tuple[str, ...]) -> list[str]:
-        return [{"core": CORE, "celery": CELERY}.get(command[0], command[0]), *command[1:]]
+        programs = {"core": CORE, "celery": CELERY, "python": sys.executable}
+        return [programs.get(command[0], command[0]), *command[1:]]
 
     def close(self) -> None:
         """Stop everything that was started here, the development server included."""

@@ -73,7 +73,7 @@ def test_a_socket_that_nobody_listens_on_is_no_obstacle(fresh: Project) -> None:
 
 def test_a_call_queued_before_a_kill_9_is_there_for_the_next_worker(fresh: Project) -> None:
     """Whoever needs the server next starts it again, and it comes back with its data."""
-    queued = fresh.python(QUEUE_ONE)
+    queued = fresh.caller(QUEUE_ONE)
     before = kill_server(fresh)
 
     worker = fresh.worker()
@@ -88,7 +88,7 @@ def test_a_worker_goes_on_after_its_server_was_killed(fresh: Project) -> None:
     before = kill_server(fresh)
     wait_until(lambda: embedded.find(fresh.root), 20, "the worker started the server again")
 
-    queued = fresh.python(QUEUE_ONE)
+    queued = fresh.caller(QUEUE_ONE)
 
     worker.wait_for(f"[{queued.stdout.strip()}] success")
     assert status(fresh)["pid"] != before
@@ -96,7 +96,7 @@ def test_a_worker_goes_on_after_its_server_was_killed(fresh: Project) -> None:
 
 def test_results_survive_a_stop_and_a_start(fresh: Project) -> None:
     worker = fresh.worker()
-    queued = fresh.python(QUEUE_ONE).stdout.strip()
+    queued = fresh.caller(QUEUE_ONE).stdout.strip()
     worker.wait_for(f"[{queued}] success")
     worker.kill()
 
@@ -136,7 +136,7 @@ def test_a_server_listens_on_no_network(fresh: Project) -> None:
 
 
 def test_its_files_are_the_users_own_and_git_does_not_see_them(fresh: Project) -> None:
-    fresh.python(QUEUE_ONE)
+    fresh.caller(QUEUE_ONE)
     state = fresh.root / ".core"
 
     modes = {str(p.relative_to(state)): stat.S_IMODE(p.stat().st_mode) for p in [state, *state.rglob("*")]}

@@ -74,7 +74,7 @@ def test_both_serve_one_queue_under_load(world: tuple[Project, Any], pool: str, 
     }
     file = tmp_path / "marks"
 
-    done = made.python(CALLS.format(file=str(file), first=0, last=300), timeout=90)
+    done = made.caller(CALLS.format(file=str(file), first=0, last=300), timeout=90)
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == list(range(300))
@@ -118,7 +118,7 @@ def test_what_a_stock_worker_left_is_judged_by_its_own_timeout(world: tuple[Proj
     made.environment["CELERY"] = json.dumps(options)
     stock = made.worker("--pool", "threads", "--concurrency", "1", TASK_BROKER_TRANSPORT="stock")
     file = tmp_path / "marks"
-    queued = made.python(
+    queued = made.caller(
         f"import asyncio\nfrom src.tasks import mark\nasyncio.run(mark.delay({str(file)!r}, 1, 8))", timeout=20
     )
     assert queued.returncode == 0, queued.stderr

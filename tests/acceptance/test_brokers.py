@@ -16,7 +16,7 @@ def test_a_broker_that_is_away_is_named_by_its_kind_and_place(fresh: Project) ->
     fresh.environment["TASK_BROKER_URL"] = AWAY
     worker = fresh.start("core", "runworker")
 
-    called = fresh.python(CALL)
+    called = fresh.caller(CALL)
 
     said = "The broker at amqp://127.0.0.1:1/shop does not answer: Connection refused."
     assert f"PublishError: src.apps.probe.tasks.add was not queued: {said}" in called.stderr

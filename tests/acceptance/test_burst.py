@@ -58,7 +58,7 @@ def world(served: tuple[Project, Any]) -> tuple[Project, Any]:
 
 
 def call(made: Project, *calls: str) -> None:
-    done = made.python("\n".join(["from src.tasks import *", *calls]))
+    done = made.caller("\n".join(["from src.tasks import *", *calls]))
     assert done.returncode == 0, done.stderr
 
 

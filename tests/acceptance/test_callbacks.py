@@ -52,7 +52,7 @@ def followed(made: Project, *follow: str, ways: Sequence[str] = tuple(WAYS.value
         for name in follow
         for way in ways
     )
-    done = made.python(
+    done = made.caller(
         f"from celery import chain, chord, group\nfrom core.celery import app\nfrom src.tasks import add, fails\n{sent}"
     )
     assert done.returncode == 0, done.stderr

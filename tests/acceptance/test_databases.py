@@ -91,7 +91,7 @@ def world(*options: str, **environment: str) -> Iterator[tuple[Project, str]]:
 def works(made: Project, pool: str, file: Path) -> tuple[str, str]:
     """Make every kind of call; return the id of the one that failed and of the one that was cancelled early."""
     worker = made.worker("--pool", pool, "--concurrency", "2")
-    done = made.python(CALLS.format(file=str(file)))
+    done = made.caller(CALLS.format(file=str(file)))
     assert done.returncode == 0, done.stderr + worker.text()
     said, failed, cancelled = json.loads(done.stdout)
     assert said == [3, 2, 7, "it cannot", True, True, "revoked", "revoked"]
@@ -134,13 +134,13 @@ def test_a_full_redis_stops_nobody_for_good(pool: str, tmp_path: Path) -> None:
     with world() as (made, url), Redis.from_url(url) as client:
         worker = made.worker("--pool", pool, "--concurrency", "2")
         code = "import asyncio\nfrom src.tasks import add\nasyncio.run(add.delay(1, 2))"
-        assert made.python(code).returncode == 0
+        assert made.caller(code).returncode == 0
         worker.wait_for("success in")
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", "1")
-        refused = made.python(code)
+        refused = made.caller(code)
         client.config_set("maxmemory", "0")
-        assert made.python(code).returncode == 0
+        assert made.caller(code).returncode == 0
 
         assert "PublishError" in refused.stderr
         wait_until(lambda: worker.text().count("success in") == 2, 20, "the next call runs")
@@ -166,7 +166,7 @@ async def main():
 asyncio.run(main())
 """
         made.environment["TASK_QUEUES"] = "second"
-        done = made.python(code)
+        done = made.caller(code)
         assert done.returncode == 0, done.stderr
         made.worker("--pool", pool, "--concurrency", "1")
         order = wait_until(lambda: len(text := file.read_text().split()) == 12 and text if file.exists() else None, 20,
@@ -195,7 +195,7 @@ async def main():
 
 asyncio.run(main())
 """
-        done = await asyncio.to_thread(made.python, code)
+        done = await asyncio.to_thread(made.caller, code)
 
         assert done.returncode == 0, done.stderr
         assert float(done.stdout) < 0.2  # kombu's own poll would cost up to a second, and a turn 0.2 s

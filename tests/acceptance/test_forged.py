@@ -69,7 +69,7 @@ def test_no_way_leads_past_the_validation_in_the_worker(world: tuple[Project, An
         for name, way in PAST.items()
     )
     names = f"from celery import chain\nfrom core.celery import app\nfrom src.tasks import add, twice\nW = {WRONG!r}\n"
-    done = made.python(names + tries)
+    done = made.caller(names + tries)
 
     assert done.returncode == 0, done.stderr
     said = dict(line.split(" ArgumentsError ") for line in done.stdout.splitlines() if " ArgumentsError " in line)
@@ -122,7 +122,7 @@ def test_a_result_makes_nobody_run_what_it_names(
     meta = {"status": "FAILURE", "result": written, "traceback": None, "children": [], "task_id": "planted"}
     client.set("celery-task-meta-planted", json.dumps(meta))
 
-    done = made.python(
+    done = made.caller(
         "from core.celery import app\nfrom core.tasks import TaskResult\nfrom src.tasks import add\n"
         "for get in (TaskResult('planted', add.arguments).get_sync, app.AsyncResult('planted').get):\n"
         "    try:\n        print('got', get(timeout=10))\n"
@@ -136,7 +136,7 @@ def test_a_result_makes_nobody_run_what_it_names(
 @core_transport
 def test_a_message_cannot_prolong_its_call(world: tuple[Project, Any, Any]) -> None:
     made, client, worker = world
-    sent = made.python(
+    sent = made.caller(
         "from core.celery import app\nfrom src.tasks import endless\n"
         "print(endless.celery_task.apply_async(time_limit=9000, soft_time_limit=8000))"
     )

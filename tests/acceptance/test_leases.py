@@ -81,7 +81,7 @@ def call(made: Project, *calls: str) -> list[str]:
     code = "import asyncio\nfrom src.tasks import *\n\nasync def main():\n" + "".join(
         f"    print((await {one}).id)\n" for one in calls
     )
-    done = made.python(code + "\nasyncio.run(main())")
+    done = made.caller(code + "\nasyncio.run(main())")
     assert done.returncode == 0, done.stderr
     return list(done.stdout.split())
 
@@ -237,7 +237,7 @@ def test_the_mark_of_a_cancellation_lives_as_long_as_its_countdown(world: tuple[
     [id] = call(made, "quick.delay('/dev/null', countdown=30 * 86400)")
     wait_until(lambda: client.zcard("core-delayed") == 1, 20, "it is parked")
 
-    done = made.python(
+    done = made.caller(
         f"import asyncio\nfrom core.tasks import TaskResult\nprint(asyncio.run(TaskResult.from_id({id!r}).cancel()))"
     )
 
@@ -268,7 +268,7 @@ def test_a_call_that_nobody_knows_for_too_long_is_set_aside(world: tuple[Project
     made, client = world
     made.environment["TASK_UNKNOWN_HOLD"] = "1"
     worker = made.worker("--pool", pool, "--concurrency", "1")
-    done = made.python("from core.celery import app\nprint(app.send_task('src.tasks.nobody', queue='default').id)")
+    done = made.caller("from core.celery import app\nprint(app.send_task('src.tasks.nobody', queue='default').id)")
     assert done.returncode == 0, done.stderr
     id = done.stdout.strip()
 

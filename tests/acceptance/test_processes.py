@@ -48,7 +48,7 @@ class World:
     def call(self, file: Path, seconds: float) -> str:
         """Queue a call, wait until it runs, and return its id."""
         code = f"from src.tasks import naps\nprint(naps.delay_sync({str(file)!r}, {seconds}).id)"
-        done = self.project.python(code)
+        done = self.project.caller(code)
         assert done.returncode == 0, done.stderr
         wait_until(lambda: pids(file), 20, "the call runs")
         return str(done.stdout.strip())

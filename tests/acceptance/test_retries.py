@@ -202,7 +202,7 @@ async def by_default() -> None:
 """,
     )
     worker = fresh.worker("--pool", "threads", "--concurrency", "1", **settings)
-    done = fresh.python("from src.tasks import by_default; by_default.delay_sync()", **settings)
+    done = fresh.caller("from src.tasks import by_default; by_default.delay_sync()", **settings)
     assert done.returncode == 0, done.stderr
 
     worker.wait_for("failed on attempt 2 of 2")

@@ -117,7 +117,7 @@ def test_calls_and_schedule_work(world: tuple[Project, Any], pool: str, transpor
     worker = made.worker("--pool", pool, "--concurrency", "4")
     scheduler = made.start("core", "scheduler", "start")
 
-    done = made.python(CALLS)
+    done = made.caller(CALLS)
 
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -137,7 +137,7 @@ def test_commands_work(world: tuple[Project, Any]) -> None:
     made, admin = world
     made.worker()
     made.start("core", "scheduler", "start").wait_for("Acquired lock")
-    made.python("from src.tasks import fails\nfails.delay_sync()")
+    made.caller("from src.tasks import fails\nfails.delay_sync()")
     wait_until(lambda: admin.hlen("core-dead-calls"), 20, "it has failed")
 
     for words in (
@@ -160,7 +160,7 @@ def test_another_worker_takes_over_from_one_that_was_killed(world: tuple[Project
     made, admin = world
     made.environment["TASK_LEASE"] = "2"
     first = made.worker()
-    queued = made.python("from src.tasks import naps\nprint(naps.delay_sync(4).id)").stdout.strip()
+    queued = made.caller("from src.tasks import naps\nprint(naps.delay_sync(4).id)").stdout.strip()
     wait_until(lambda: admin.get(f"celery-task-meta-{queued}") and "STARTED" in admin.get(f"celery-task-meta-{queued}"),
                20, "it runs")  # fmt: skip
     first.kill()
@@ -185,7 +185,7 @@ def test_nothing_else_is_allowed(world: tuple[Project, Any]) -> None:
 
 def test_a_worker_without_a_right_says_so_and_goes_on_when_it_has_it(world: tuple[Project, Any]) -> None:
     made, admin = world
-    queued = made.python("from src.tasks import total\nprint(total.delay_sync([1, 2]).id)").stdout.strip()
+    queued = made.caller("from src.tasks import total\nprint(total.delay_sync([1, 2]).id)").stdout.strip()
     admin.execute_command("ACL", "SETUSER", "shop", *rights(), "resetkeys", "~default*", "~celery-task-meta-*")
     worker = made.start("core", "runworker", TASK_WORKER_PROCESSES="1")
     worker.wait_for("does not give the user in REDIS_URL the rights that are needed")

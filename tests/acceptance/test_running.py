@@ -218,7 +218,7 @@ async def test_a_finished_call_is_one_log_line_without_its_arguments(worker: Pro
 def test_a_worker_that_stops_closes_its_loop_properly(fresh: Project, own_pool: str) -> None:
     """What bodies left running is cancelled, and has its `finally`; nothing is reported as destroyed or lost."""
     worker = fresh.worker("--pool", own_pool, "--concurrency", "2")
-    done = fresh.python("""
+    done = fresh.caller("""
 from src.apps.probe.tasks import leaves_something_running
 leaves_something_running.delay_sync("marks").get_sync(timeout=20)
 """)

@@ -128,7 +128,7 @@ def test_no_error_repeats_the_password(guarded: Guarded, elsewhere: Project, cha
 
 
 def test_printed_settings_show_no_password(guarded: Guarded) -> None:
-    shown = guarded.project.python(
+    shown = guarded.project.caller(
         "from core.config import get_settings\n"
         "from core import embedded\n"
         "print(get_settings(), repr(get_settings()), get_settings().model_dump())\n"
@@ -144,7 +144,7 @@ def test_a_connection_that_is_lost_and_comes_back_is_told_without_the_password(g
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
     guarded.worker.wait_for("Connection to broker lost")
-    called = guarded.project.python(
+    called = guarded.project.caller(
         "import asyncio\nfrom src.apps.probe.tasks import add\nprint(asyncio.run(add.delay(1)).id)"
     )
     guarded.worker.wait_for(f"add[{called.stdout.strip()}]", timeout=30)

@@ -120,7 +120,7 @@ def test_no_log_event_result_or_list_shows_it(world: tuple[Project, Any], pool: 
     worker = made.worker("--pool", pool, "--concurrency", "4", "--loglevel", "debug", "--", "--events")
     scheduler = made.start("core", "scheduler", "start", "--loglevel", "debug")
 
-    done = made.python(CALLS, CELERY='{"task_send_sent_event": true}', timeout=90)
+    done = made.caller(CALLS, CELERY='{"task_send_sent_event": true}', timeout=90)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split().count("16") == 10
@@ -147,7 +147,7 @@ def test_no_log_event_result_or_list_shows_it(world: tuple[Project, Any], pool: 
 def test_who_inspects_a_worker_does_not_see_it(world: tuple[Project, Any], pool: str) -> None:
     made, client = world
     made.worker("--pool", pool, "--concurrency", "2")
-    queued = made.python(
+    queued = made.caller(
         f"from src.tasks import login, plain\nS = {SECRET!r}\n"
         "print(login.delay_sync('ann', S, tag='wait').id, plain.delay_sync(S, 60).id)\n"
         "print(login.delay_sync('ann', S, countdown=60).id)"
@@ -186,7 +186,7 @@ def test_what_names_no_parameter_is_refused_at_import(sensitive: Any, said: str)
 def test_the_body_gets_it_and_a_retry_from_the_dead_list_as_well(world: tuple[Project, Any]) -> None:
     made, client = world
     worker = made.worker()
-    queued = made.python(f"from src.tasks import login\nprint(login.delay_sync('ann', {SECRET!r}, tag='fail').id)")
+    queued = made.caller(f"from src.tasks import login\nprint(login.delay_sync('ann', {SECRET!r}, tag='fail').id)")
     id = queued.stdout.strip()
     wait_until(lambda: client.hexists("core-dead-calls", id), 20, "it failed")
     made.write("src/tasks.py", TASKS.replace('raise ValueError("no")', "return len(password)"))

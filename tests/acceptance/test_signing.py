@@ -92,7 +92,7 @@ class World:
     def call(self, line: str, **environment: str) -> str:
         """Run one line of a caller; what it printed."""
         code = f"import asyncio\nfrom core.celery import app\nfrom src.tasks import add, noted\n{line}"
-        done = self.project.python(code, **environment)
+        done = self.project.caller(code, **environment)
         assert done.returncode == 0, done.stderr
         return str(done.stdout).strip()
 
@@ -123,7 +123,7 @@ def test_every_kind_of_call_is_signed_and_runs(world: World, pool: str) -> None:
     worker = world.worker(pool)
     world.project.start("core", "scheduler", "start")
 
-    done = world.project.python(EVERY_WAY)
+    done = world.project.caller(EVERY_WAY)
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
@@ -273,7 +273,7 @@ def test_an_entry_that_is_not_as_the_code_declares_it_is_not_sent(world: World) 
 )
 def test_keys_that_would_guard_nothing_are_refused(world: World, environment: dict[str, str], said: str) -> None:
     refused = world.project.run("core", "runworker", **environment)
-    called = world.project.python("from src.tasks import add\nadd.delay_sync(1)", **environment)
+    called = world.project.caller("from src.tasks import add\nadd.delay_sync(1)", **environment)
 
     assert (refused.returncode, said in refused.stderr, said in called.stderr) == (2, True, True)
     for text in (refused.stderr, called.stderr):

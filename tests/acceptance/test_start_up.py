@@ -99,7 +99,7 @@ def test_celerys_own_command_is_the_same_worker(fresh: Project) -> None:
     celerys.wait_for("serving ")
     own.wait_for("serving ")
 
-    id = fresh.python(QUEUE_ONE, **environment).stdout.strip()
+    id = fresh.caller(QUEUE_ONE, **environment).stdout.strip()
 
     assert ready_line(celerys) == ready_line(own)
     assert ready_line(own) == "serving default, mail, reports, high-priority, other · 2 at once · asyncio, 1 process"
@@ -121,7 +121,7 @@ def test_a_worker_with_queues_serves_only_them(fresh: Project) -> None:
     worker = fresh.worker("--pool", "threads", "--queue", "high-priority", "--queue", "other")
     assert "serving high-priority, other · " in ready_line(worker)
 
-    fresh.python(
+    fresh.caller(
         "import asyncio\n"
         "from src.apps.probe.tasks import add, elsewhere\n"
         "async def main():\n"
@@ -145,7 +145,7 @@ def test_worker_and_scheduler_wait_for_redis_and_join_by_themselves(fresh: Proje
     for process in (worker, scheduler):
         process.wait_for(f"No Redis answers at {socket}: No such file or directory.")
     # It looks again after 0.5 s: both have met the missing server at least twice when the worker's call fails.
-    assert "was not queued" in fresh.python(QUEUE_ONE, REDIS_URL=url).stderr
+    assert "was not queued" in fresh.caller(QUEUE_ONE, REDIS_URL=url).stderr
 
     with redis_server("--unixsocket", socket):
         worker.wait_for("serving ")

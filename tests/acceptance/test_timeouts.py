@@ -141,7 +141,7 @@ async def test_a_body_that_will_not_stop_is_given_up_after_its_grace(worker: Pro
 def test_a_limit_of_the_settings_is_named_as_such(fresh: Project) -> None:
     settings = {"TASK_DEFAULT_TIMEOUT": "0.3"}
     fresh.worker("--pool", "threads", "--concurrency", "1", **settings)
-    done = fresh.python(
+    done = fresh.caller(
         """
 from src.apps.probe.tasks import limited_by_default
 try:

@@ -48,7 +48,7 @@ def world() -> Iterator[tuple[Project, Any]]:
 
 
 def queue(made: Project, call: str) -> None:
-    done = made.python(f"from src.tasks import naps, quick\n{call}")
+    done = made.caller(f"from src.tasks import naps, quick\n{call}")
     assert done.returncode == 0, done.stderr
 
 
@@ -57,7 +57,7 @@ def test_a_call_wakes_one_of_the_workers_that_wait(world: tuple[Project, Any]) -
     worker = made.worker("--processes", "4", "--queue", "default")
     client.config_resetstat()
 
-    done = made.python(ONE_BY_ONE)
+    done = made.caller(ONE_BY_ONE)
 
     # Forty take and forty tell of an end; the rest looks once a second, or renews a lease.
     assert done.returncode == 0, done.stderr

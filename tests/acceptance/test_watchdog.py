@@ -117,7 +117,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
             "TASK_SLOW_CALLBACK": "0.4",
         }
         worker = made.worker("--pool", request.param, "--concurrency", "4")
-        called = made.python(CALLER)
+        called = made.caller(CALLER)
         assert called.returncode == 0, called.stderr + worker.text()
         yield World(made, redis, request.param, worker, json.loads(called.stdout))
 
@@ -189,7 +189,7 @@ from core.celery import app
 app.send_task("src.tasks.waits", (600,), queue="default")
 print(app.send_task("src.tasks.blocks_for_ever_at_first", ({str(file)!r},), queue="default", time_limit=1).id)
 """
-    sent = world.made.python(calls)
+    sent = world.made.caller(calls)
     assert sent.returncode == 0, sent.stderr
     id = sent.stdout.strip()
     wait_until(file.exists, 20, "the loop is blocked")

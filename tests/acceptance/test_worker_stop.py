@@ -58,7 +58,7 @@ def stopping(fresh: Project) -> Project:
 def call(project: Project, *calls: str) -> list[str]:
     """Make these calls from a process inside the project and return their ids."""
     lines = "".join(f"    print((await {line}).id)\n" for line in calls)
-    made = project.python(f"import asyncio\nfrom src.apps.stopping.tasks import *\nasync def main():\n{lines}\n"
+    made = project.caller(f"import asyncio\nfrom src.apps.stopping.tasks import *\nasync def main():\n{lines}\n"
                           "asyncio.run(main())")  # fmt: skip
     assert made.returncode == 0, made.stderr
     return list(made.stdout.split())

@@ -87,7 +87,7 @@ def test_where_nobody_keeps_locks_unique_tasks_are_refused_and_named(
     fresh.write("src/apps/one/tasks.py", ONE)
     with redis_server("--appendonly", "yes") as (url, _):
         done = fresh.run("core", "check", REDIS_URL=url, **environment)
-        called = fresh.python("from src.apps.one.tasks import alone\nalone.delay_sync()", REDIS_URL=url, **environment)
+        called = fresh.caller("from src.apps.one.tasks import alone\nalone.delay_sync()", REDIS_URL=url, **environment)
 
     assert done.returncode == 1
     assert "error: unique: Calls of src.apps.one.tasks.alone, src.apps.one.tasks.tick, " in done.stdout

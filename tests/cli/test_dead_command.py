@@ -38,8 +38,7 @@ class Dead:
 
     def core(self, *words: str, **environment: str) -> Any:
         """Run `core dead …`."""
-        changed = [f"{name}={value}" for name, value in environment.items()]
-        return self.project.run("env", *changed, CORE, "dead", *words)
+        return self.project.run("core", "dead", *words, **environment)
 
     def asked(self, answer: str, *words: str) -> Any:
         """Run `core dead …` on a terminal where somebody types *answer*."""
@@ -61,7 +60,7 @@ class Dead:
 
     def call(self) -> tuple[str, str]:
         """Make a real call that no worker has taken yet: its id, and its message off the queue."""
-        done = self.project.python("from src.apps.probe.tasks import add\nprint(add.delay_sync(2, b=3).id)")
+        done = self.project.caller("from src.apps.probe.tasks import add\nprint(add.delay_sync(2, b=3).id)")
         assert done.returncode == 0, done.stderr
         message = self.redis.rpop("default")
         assert isinstance(message, bytes)
@@ -190,13 +189,15 @@ def test_a_retried_call_is_pending_again_and_runs(dead: Dead) -> None:
 
 def test_a_call_that_had_used_its_retries_up_has_one_attempt(dead: Dead) -> None:
     worker = dead.project.worker("--pool", "threads", "--concurrency", "1")
-    done = dead.project.python("from src.apps.probe.tasks import risky\nprint(risky.delay_sync('attempts').id)")
+    done = dead.project.caller("from src.apps.probe.tasks import risky\nprint(risky.delay_sync('attempts').id)")
     call_id = done.stdout.strip()
-    wait_until(lambda: dead.listed() == [call_id], 20, "the call has failed for good")
+    wait_until(lambda: dead.redis.exists("core-failed"), 20, "the call has failed for good")
+    assert dead.listed() == [call_id]
 
     assert dead.core("retry", call_id).returncode == 0
 
-    wait_until(lambda: dead.listed() == [call_id], 20, "it has failed again")
+    wait_until(lambda: dead.redis.exists("core-failed"), 20, "it has failed again")
+    assert dead.listed() == [call_id]
     assert (dead.project.root / "attempts").read_text().split("\n") == [
         "attempt 1", "attempt 2", "attempt 3", "attempt 3", "",
     ]  # fmt: skip

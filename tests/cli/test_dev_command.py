@@ -54,10 +54,10 @@ def test_a_running_call_holds_up_no_reload_and_runs_again(fresh: Project) -> Non
     fresh.write("src/apps/mine/tasks.py", text.format(60))
     worker = fresh.start("core", "runworker", "--reload", "--concurrency", "1")
     served(worker, 1)
-    queued = fresh.python("from src.apps.mine.tasks import waits\nprint(waits.delay_sync().id)").stdout.strip()
+    queued = fresh.caller("from src.apps.mine.tasks import waits\nprint(waits.delay_sync().id)").stdout.strip()
     ask = f"print(asyncio.run(TaskResult.from_id({queued!r}).status()))"
     status = f"import asyncio\nfrom core.tasks import TaskResult\n{ask}"
-    wait_until(lambda: "running" in fresh.python(status).stdout, 20, "it runs")
+    wait_until(lambda: "running" in fresh.caller(status).stdout, 20, "it runs")
 
     fresh.write("src/apps/mine/tasks.py", text.format(0))
 

@@ -49,7 +49,7 @@ def test_run_queues_a_call_now(running: tuple[Project, Process]) -> None:
     done = project.run("core", "scheduler", "run", "sync_external_data")
     wrong = project.run("core", "scheduler", "run", "sync_external_date")
 
-    result = project.python(f"from core.tasks import TaskResult\nimport asyncio\n"
+    result = project.caller(f"from core.tasks import TaskResult\nimport asyncio\n"
                             f"print(asyncio.run(TaskResult.from_id({done.stdout.strip()!r}).exists()))")  # fmt: skip
     assert result.stdout.strip() == "True"
     assert wrong.returncode == 2

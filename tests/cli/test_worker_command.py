@@ -115,7 +115,7 @@ def test_a_missing_password_is_refused(shared: Project, guarded: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["redis://:wrong-one@{}0", "redis://:right@{}99"], ids=["password", "database"])
 def test_delay_says_why_redis_refuses_and_queues_nothing(shared: Project, guarded: str, wrong: str) -> None:
-    ended = shared.python(
+    ended = shared.caller(
         "import asyncio\n"
         "from core.tasks import PublishError\n"
         "from src.apps.probe.tasks import add\n"

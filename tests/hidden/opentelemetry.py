@@ -1,0 +1,1 @@
+raise ImportError("hidden, see tests/support.py")
