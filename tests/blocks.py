@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from commands import HIDDEN
 from support import EXAMPLE, Project, clean_environment, project
 
 #: What the pages' tasks call, as modules of a project. Each leaves a line in the worker's output.
@@ -127,7 +128,7 @@ def page_project() -> Iterator[Project]:
         made.write("src/settings.py", (EXAMPLE / "src/settings.py").read_text())
         made.write("src/services.py", STUBS)
         path = clean_environment()["PATH"]
-        made.environment = {"PATH": f"{Path(sys.executable).parent}:{path}", "PYTHONPATH": str(made.root)}
+        made.environment = {"PATH": f"{Path(sys.executable).parent}:{path}", "PYTHONPATH": f"{made.root}:{HIDDEN}"}
         yield made
 
 

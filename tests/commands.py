@@ -27,8 +27,6 @@ IMPORTED = (
     "core.tasks.checks", "core.tasks.dead", "core.tasks.queues", "core.tasks.timetable",
     "core.tasks.transport.backend", "core.tasks.transport.channel",
 )  # fmt: skip
-#: What goes on is started as anybody starts it.
-SERVING = ({"beat"}, {"dev"}, {"events"}, {"flower"}, {"runworker"}, {"scheduler", "start"}, {"worker"})
 
 
 def serve(directory: Path) -> "subprocess.Popen[bytes]":
@@ -44,12 +42,10 @@ def serve(directory: Path) -> "subprocess.Popen[bytes]":
 
 
 def can_fork(command: tuple[str, ...], environment: dict[str, str]) -> bool:
-    """Whether it is one for `run`: `core …`, `celery …`, or `python -c …`, where a run of tests has a server."""
+    """Whether it is one for `run`, in a run of tests: `core …` and `celery …`, but for a worker, and `python -c …`."""
     if "TEST_RUN" not in os.environ or environment.get("PYTHONPATH") != HIDDEN:
         return False
-    if command[0] in ("core", "celery"):
-        return not any(words <= set(command) for words in SERVING)
-    return command[:2] == ("python", "-c")
+    return command[:2] == ("python", "-c") or (command[0] in ("core", "celery") and "--burst" not in command)
 
 
 def run(

@@ -12,6 +12,8 @@ import pytest
 from support import Process, Project, project, sweep
 
 POOLS = ("asyncio", "prefork", "threads")
+#: The files that take longest, from half a minute on: a test process that gets one of them last works on alone.
+LONGEST = ("test_scheduler.py", "test_leases.py", "test_control.py", "test_docs.py", "test_plugin.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +29,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave nothing behind, even of tests that were killed before they could clean up."""
     if not hasattr(config, "workerinput"):
         sweep(Path(os.environ.pop("TEST_RUN")))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

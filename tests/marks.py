@@ -13,6 +13,9 @@ from core.tasks import bridge, celery_app
 #: For what only our own transport promises.
 core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
 
+#: For what is all the same to the caller, whatever pool runs the call.
+one_pool = pytest.mark.parametrize("pool", ["asyncio"], indirect=True)
+
 
 def _has_docker() -> bool:
     if "DOCKER_HOST" not in os.environ and not Path("/var/run/docker.sock").exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from marks import one_pool
 from redis import Redis
 from starlette.background import BackgroundTasks
 from support import Project, eventually, wait_until
@@ -88,6 +89,7 @@ async def test_delay_works_as_a_background_task_of_starlette(tmp_path: Path) -> 
     await eventually(ran, 20, "the call ran")
 
 
+@one_pool
 @pytest.mark.usefixtures("worker")
 def test_a_script_calls_with_asyncio_run(example: Project) -> None:
     done = example.python("""
@@ -104,6 +106,7 @@ print(asyncio.run(main()))
     assert (done.stdout, done.returncode) == ("5\n5\n", 0), done.stderr
 
 
+@one_pool
 @pytest.mark.usefixtures("worker")
 def test_a_plain_script_calls_and_waits_without_a_loop(example: Project) -> None:
     done = example.python("""
@@ -231,7 +234,7 @@ async def test_a_call_goes_to_the_queue_it_names_and_else_to_its_tasks_own() -> 
 
 def test_calls_are_taken_by_priority(fresh: Project) -> None:
     """0 first, 9 last, whatever the order they came in."""
-    done = fresh.python("""
+    done = fresh.caller("""
 from src.apps.probe.tasks import risky
 
 for priority in (9, 5, 0):
@@ -318,7 +321,7 @@ async def test_an_unknown_queue_is_refused_before_anything_is_sent(broker: Redis
 
 def test_the_queue_of_a_task_module_not_imported_yet_is_known(fresh: Project) -> None:
     """A web process imports some task modules only; `high-priority` is named in another one."""
-    done = fresh.python("""
+    done = fresh.caller("""
 import sys
 from src.apps.probe.tasks import add
 assert "src.apps.emails.tasks" not in sys.modules
@@ -329,7 +332,7 @@ print(add.options(queue="high-priority").delay_sync(1).id != "")
 
 
 def test_a_queue_of_the_settings_is_known(fresh: Project) -> None:
-    done = fresh.python(
+    done = fresh.caller(
         """
 from src.apps.probe.tasks import add
 print(add.options(queue="bulk").delay_sync(1).id != "")
@@ -341,7 +344,7 @@ print(add.options(queue="bulk").delay_sync(1).id != "")
 
 
 def test_with_tasks_disabled_delay_raises_and_everything_else_works(fresh: Project) -> None:
-    done = fresh.python(
+    done = fresh.caller(
         """
 import asyncio, json
 from src.apps.probe.tasks import add, elsewhere

@@ -54,7 +54,7 @@ def test_what_runs_for_long_is_probed() -> None:
 def shop() -> Iterator[Project]:
     """The project in production, where nothing is started for it."""
     with redis_server("--requirepass", "secret") as (url, _), project() as made:
-        made.environment = {"ENVIRONMENT": "production", "REDIS_URL": url.replace("//", "//:secret@")}
+        made.environment |= {"ENVIRONMENT": "production", "REDIS_URL": url.replace("//", "//:secret@")}
         yield made
 
 

@@ -3,7 +3,10 @@
 import json
 
 import pytest
+from marks import one_pool
 from support import Project
+
+pytestmark = one_pool
 
 #: Forks twice after it called, and prints what the parent and its children got.
 FORKS = """

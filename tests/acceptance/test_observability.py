@@ -302,7 +302,7 @@ def test_each_outcome_is_counted_once_on_every_pool(observed: Observed) -> None:
 
 
 def test_the_scheduler_and_a_worker_of_celerys_own_command_log_in_the_same_way(fresh: Project) -> None:
-    fresh.environment = {"TASK_LOG_FORMAT": "json"}
+    fresh.environment |= {"TASK_LOG_FORMAT": "json"}
     scheduler, worker = (
         fresh.start("core", "scheduler", "start"),
         fresh.start("celery", "-A", "core", "worker", "-lINFO"),

@@ -117,7 +117,7 @@ def made() -> Iterator[Project]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         made.write("src/apps/clients/tasks.py", CLIENTS)
         made.write("src/marks.py", MARKS)
-        made.environment = {
+        made.environment |= {
             "HTTP": f"http://127.0.0.1:{server.server_port}",
             "CACHE": f"unix://{made.root}/.core/broker.sock",
             "PYTHONWARNINGS": "always::ResourceWarning",

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from marks import one_pool
 from redis import Redis
 from support import Project, eventually, redis_server
 
@@ -172,6 +173,7 @@ def test_what_is_no_id_is_refused(id: object) -> None:
         TaskResult.from_id(id)  # type: ignore[arg-type]
 
 
+@one_pool
 @pytest.mark.usefixtures("worker")
 async def test_a_thousand_waiters_share_a_handful_of_connections_and_all_are_served(server: Redis) -> None:
     """They wait before the calls are made, so every result comes through the subscription."""

@@ -3,7 +3,9 @@
 import re
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -200,14 +202,15 @@ def test_a_folder_named_core_is_pointed_out_at_the_start(fresh: Project) -> None
 def test_celerys_commands_see_the_worker_and_its_tasks(fresh: Project) -> None:
     fresh.worker("--pool", "threads", "--concurrency", "2")
     called = fresh.run("celery", "-A", "core", "call", "src.apps.probe.tasks.nap", "--args", "[10]").stdout.strip()
-    asked = [
-        fresh.start("celery", "-A", "core", "inspect", "--json", "--timeout", "2", what)
-        for what in ("ping", "registered", "active")
-    ]
 
-    assert [process.wait() for process in asked] == [0, 0, 0]
+    def ask(what: str) -> Any:
+        return fresh.run("celery", "-A", "core", "inspect", "--json", "--timeout", "2", what)
 
-    ping, registered, active = (process.text() for process in asked)
+    with ThreadPoolExecutor() as at_once:
+        asked = list(at_once.map(ask, ("ping", "registered", "active")))
+
+    assert [done.returncode for done in asked] == [0, 0, 0]
+    ping, registered, active = (done.stdout for done in asked)
     assert '"pong"' in ping
     assert "src.apps.emails.tasks.send_email" in registered
     assert called in active
