@@ -12,8 +12,11 @@ import pytest
 from support import Process, Project, project, sweep
 
 POOLS = ("asyncio", "prefork", "threads")
-#: The files that take longest, from half a minute on: a test process that gets one of them last works on alone.
-LONGEST = ("test_scheduler.py", "test_leases.py", "test_control.py", "test_docs.py", "test_plugin.py")
+#: The files that take longest: a test process that gets one of them last works on alone.
+LONGEST = (
+    "test_control.py", "test_docs.py", "test_leases.py", "test_plugin.py", "test_scheduler.py", "test_sentinel.py",
+    "test_subset.py",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ from core.tasks import bridge, celery_app
 #: For what only our own transport promises.
 core_transport = pytest.mark.skipif("TEST_TRANSPORT" in os.environ, reason="Celery's own transport does not promise it")
 
-#: For what is all the same to the caller, whatever pool runs the call.
+#: For what does not come to the pool: callers, and calls that no body runs of.
 one_pool = pytest.mark.parametrize("pool", ["asyncio"], indirect=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from marks import (
     core_transport,
+    one_pool,
     transport_pool,  # noqa: F401
 )
 from redis import Redis
@@ -147,6 +148,7 @@ def test_a_full_redis_stops_nobody_for_good(pool: str, tmp_path: Path) -> None:
         assert worker.popen.poll() is None
 
 
+@one_pool
 def test_a_message_of_high_priority_overtakes_and_queues_take_turns(pool: str, tmp_path: Path) -> None:
     with world() as (made, _):
         made.write("src/tasks.py", TASKS + "\n\n@task\nasync def mark(file: str, text: str) -> None:\n"
@@ -177,6 +179,7 @@ asyncio.run(main())
         assert {order[0][:3], order[1][:3]} == {"one", "two"}
 
 
+@one_pool
 async def test_a_second_queue_costs_no_waiting(pool: str) -> None:
     """Each has a connection that waits for it; none is asked in turns."""
     with world(TASK_QUEUES="second,third") as (made, _):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from marks import (
     core_transport,
+    one_pool,
     transport_pool,  # noqa: F401
 )
 from redis import Redis
@@ -245,6 +246,7 @@ def test_the_mark_of_a_cancellation_lives_as_long_as_its_countdown(world: tuple[
     assert client.ttl(f"core-cancelled-{id}") > 30 * 86400
 
 
+@one_pool
 def test_a_call_that_no_worker_knows_waits_for_one_that_does(
     world: tuple[Project, Any], pool: str, tmp_path: Path
 ) -> None:
@@ -264,6 +266,7 @@ def test_a_call_that_no_worker_knows_waits_for_one_that_does(
     assert not client.zcard("core-dead")
 
 
+@one_pool
 def test_a_call_that_nobody_knows_for_too_long_is_set_aside(world: tuple[Project, Any], pool: str) -> None:
     made, client = world
     made.environment["TASK_UNKNOWN_HOLD"] = "1"

@@ -1,1 +1,1 @@
-raise ImportError("hidden, see tests/support.py")
+raise ImportError("hidden, see tests/commands.py")
