@@ -10,14 +10,11 @@ from typing import Any
 
 
 class CeleryWorker:
-    """The command with its options.
+    """The command with its options; click's UsageError tells of one that there is not, or that does not take its value.
 
     Args:
         app: The Celery application.
         options: As they follow `celery worker`.
-
-    Raises:
-        click.UsageError: There is no such option, or one does not take this value.
     """
 
     def __init__(self, app: Any, options: Sequence[str]) -> None:
