@@ -177,8 +177,8 @@ def _log_lines(found: Mapping[str, Mapping[str, Figure]]) -> str:
     if not (pair[0] and pair[1]):
         return ""
     return (
-        f"The log line of each call, which is on as it comes, makes it {pair[1].value:,.0f} no-op calls a second "
-        f"instead of {pair[0].value:,.0f}; the other libraries print none here."
+        f"With a log line for each call, which is on as it comes, it is {pair[1].value:,.0f} no-op calls a second, "
+        f"without {pair[0].value:,.0f}; the other libraries print none here."
     )
 
 
