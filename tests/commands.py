@@ -31,8 +31,9 @@ IMPORTED = (
 
 def serve(directory: Path) -> "subprocess.Popen[bytes]":
     """Start the process that is forked, for a run of tests in this directory."""
+    os.environ["TEST_COMMANDS"] = str(directory / "commands.sock")
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(directory / "commands.sock"))
+        listener.bind(os.environ["TEST_COMMANDS"])
         listener.listen(100)
         return subprocess.Popen(
             [sys.executable, __file__, str(listener.fileno())], cwd=directory, pass_fds=[listener.fileno()],
@@ -43,7 +44,7 @@ def serve(directory: Path) -> "subprocess.Popen[bytes]":
 
 def can_fork(command: tuple[str, ...], environment: dict[str, str]) -> bool:
     """Whether it is one for `run`, in a run of tests: `core …` and `celery …`, but for a worker, and `python -c …`."""
-    if "TEST_RUN" not in os.environ or environment.get("PYTHONPATH") != HIDDEN:
+    if "TEST_COMMANDS" not in os.environ or environment.get("PYTHONPATH") != HIDDEN:
         return False
     return command[:2] == ("python", "-c") or (command[0] in ("core", "celery") and "--burst" not in command)
 
@@ -55,7 +56,7 @@ def run(
     request = json.dumps([command, str(cwd), environment]).encode()
     with socket.socket(socket.AF_UNIX) as asked, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         asked.settimeout(timeout)
-        asked.connect(f"{os.environ['TEST_RUN']}/commands.sock")
+        asked.connect(os.environ["TEST_COMMANDS"])
         socket.send_fds(asked, [request + b"\n"], [out.fileno(), err.fileno()])
         code = int(asked.recv(100))
         out.seek(0)

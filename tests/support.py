@@ -129,7 +129,7 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = {"PYTHONPATH": commands.HIDDEN} if "TEST_RUN" in os.environ else {}
+        self.environment = {"PYTHONPATH": commands.HIDDEN} if "TEST_COMMANDS" in os.environ else {}
         self._processes: list[Process] = []
 
     def write(self, path: str, text: str) -> Path:
