@@ -86,7 +86,7 @@ bench-publishing: .venv/dev ## Queue calls one by one, many at once and in bulk,
 bench: .venv/dev ## Measure start-up, calls, drains, latency and memory beside plain Celery (two minutes)
 	@$(BIN)/python tests/bench/figures.py
 
-bench-peers: .venv/dev ## Measure other task libraries beside ours, and write docs/benchmarks.md (25 minutes)
+bench-peers: .venv/dev ## Measure other task libraries beside ours, and write docs/benchmarks.md (20 minutes)
 	@$(BIN)/python tests/bench/peers/run.py --upgrade
 
 bench-waiting: .venv/dev ## Ten thousand callers wait for their results on one event loop
@@ -95,7 +95,7 @@ bench-waiting: .venv/dev ## Ten thousand callers wait for their results on one e
 bench-sizing: .venv/dev ## What calls, results and processes take of Redis: the figures of docs/scale.md (a minute)
 	@$(BIN)/python tests/bench/sizing.py
 
-bench-growth: .venv/dev ## How costs grow with calls, queues, concurrency, sizes and time; writes docs/growth.md (10 minutes)
+bench-growth: .venv/dev ## How costs grow with calls, queues, concurrency, sizes and time; writes docs/growth.md (2 minutes)
 	@$(BIN)/python tests/bench/growth.py
 
 check-deploy: .venv/dev ## Have tools look at the files in docs/deploy

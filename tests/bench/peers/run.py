@@ -1,6 +1,6 @@
 """`make bench-peers`: core.tasks beside other libraries for background tasks, each in an environment of its own.
 
-python tests/bench/peers/run.py                                   everything, and docs/benchmarks.md (25 minutes)
+python tests/bench/peers/run.py                                   everything, and docs/benchmarks.md (20 minutes)
 python tests/bench/peers/run.py --only ours,saq --workload noop   some rows or peers, some workloads; only printed
 python tests/bench/peers/run.py --page                            the page anew, from the figures that are kept
 
