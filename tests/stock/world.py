@@ -71,6 +71,7 @@ class World:
         self.app.conf.task_default_queue = "default"
         self.redis = Redis(unix_socket_path=str(self.socket))
         self.workers: list[Process] = []
+        self._listening: set[str] = set()
 
     def start(self, *options: str, **environment: str) -> Process:
         """Start a worker that sends events, as Flower wants it."""
@@ -139,6 +140,9 @@ class World:
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """What the worker answers to a command of Celery's control."""
+        if self.node not in self._listening:  # Celery begins to listen a moment after its worker is ready
+            wait_until(lambda: self.app.control.ping([self.node], timeout=1, limit=1), 20, "it listens to commands")
+            self._listening.add(self.node)
         answers = self.app.control.broadcast(
             command, arguments=arguments, destination=[self.node], reply=True, timeout=20, limit=1
         )
